@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/time/time.h"
+
+// Every bound of every queue, message, cache and string, each with its reason. Past a bound the
+// answer is RESOURCE_EXHAUSTED (ours is full) or INVALID_ARGUMENT (the caller asked too much).
+namespace conclave::limits {
+
+// ---- wire ----
+// One ExpertDispatch or ExpertCombine frame. Larger micro-batches are chunked, so that one layer
+// of one worker never holds back another worker's frames for long: 4 MiB take ~1 ms on loopback.
+inline constexpr size_t kMaxExpertFrameBytes = 4 << 20;
+// gRPC's receive limit for every channel and server: a frame, its header, and slack.
+inline constexpr int kMaxGrpcMessageBytes = 16 << 20;
+// Frames of one stream that a shard holds before it stops reading (gRPC then pushes back).
+inline constexpr int kMaxQueuedFramesPerStream = 256;
+
+// ---- public API ----
+// A prompt of 262,144 tokens is at most ~1 MiB of text; ten times that is not a chat.
+inline constexpr size_t kMaxPromptBytes = 8 << 20;
+inline constexpr int kMaxMessages = 4096;
+inline constexpr int kMaxTools = 512;
+inline constexpr int kMaxStopStrings = 16;
+inline constexpr size_t kMaxStopStringBytes = 1024;
+inline constexpr int kMaxStopIds = 64;
+inline constexpr int kMaxTopLogprobs = 20;
+inline constexpr int kMaxForcedIds = 256;  // the early-stop text; Qwen3's default is 24 ids
+inline constexpr size_t kMaxRequestIdBytes = 128;
+
+// ---- router ----
+// Requests admitted and not finished, running or waiting. A waiting one costs its prompt ids
+// (4 bytes each) and one gRPC stream.
+inline constexpr int kDefaultMaxInflightRequests = 4096;
+// Attempts at one request on different workers before it fails.
+inline constexpr int kMaxWorkerAttempts = 4;
+
+// ---- worker ----
+inline constexpr int kDefaultMaxRunningSequences = 256;  // rows of a decode step
+inline constexpr int kDefaultMaxWaitingSequences = 4096;
+// Tokens of one step: prefill chunks and decodes together. Bounds the activations' memory.
+inline constexpr int kDefaultMaxStepTokens = 512;
+inline constexpr int kMaxStepTokens = 8192;
+inline constexpr int kKvBlockTokens = 16;
+// Token events one request may have unsent before its sequence pauses for a slow reader.
+inline constexpr int kMaxUnsentTokens = 65536;
+
+// ---- model files ----
+inline constexpr size_t kMaxSafetensorsHeaderBytes = 100 << 20;  // the format's own limit
+inline constexpr size_t kMaxJsonFileBytes = 64 << 20;            // tokenizer.json is 11 MB
+inline constexpr int kMaxExperts = 1024;
+inline constexpr int kMaxLayers = 512;
+
+// ---- time ----
+inline constexpr absl::Duration kDefaultRequestDeadline = absl::Hours(1);
+inline constexpr absl::Duration kDescribeDeadline = absl::Seconds(5);
+inline constexpr absl::Duration kControlDeadline = absl::Seconds(5);
+// How long a layer waits for a lost shard to return before its requests fail.
+inline constexpr absl::Duration kDefaultShardWait = absl::Seconds(60);
+inline constexpr absl::Duration kDefaultDrainDeadline = absl::Seconds(30);
+
+}  // namespace conclave::limits

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
+#include "absl/synchronization/mutex.h"
+
+namespace conclave {
+
+// A fixed team of threads for one loop at a time. Idle threads sleep (several processes share the
+// cores of one host), after at most a few microseconds of spinning between two loops of one step.
+class ThreadPool {
+ public:
+  // num_threads counts the calling thread: 1 starts none and runs every loop inline.
+  explicit ThreadPool(int num_threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int num_threads() const { return static_cast<int>(threads_.size()) + 1; }
+
+  // Calls fn(begin, end) on ranges of at most `grain` that cover [0, count) exactly once, from
+  // several threads, and returns when all are done. Which thread gets which range is not fixed,
+  // so no result may depend on it. Runs inline if count <= grain. Callers are serialised; fn must
+  // not call ParallelFor of the same pool.
+  void ParallelFor(int64_t count, int64_t grain,
+                   absl::FunctionRef<void(int64_t begin, int64_t end)> fn);
+
+ private:
+  struct Loop {
+    absl::FunctionRef<void(int64_t, int64_t)> fn;
+    int64_t count;
+    int64_t grain;
+  };
+
+  void ThreadMain();
+  void RunRanges(const Loop& loop);
+
+  absl::Mutex caller_mutex_;    // one loop at a time
+  const Loop* loop_ = nullptr;  // published by epoch_
+  std::atomic<uint32_t> epoch_{0};
+  std::atomic<int64_t> next_{0};
+  std::atomic<int> threads_in_loop_{0};
+  std::atomic<bool> stopping_{false};
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace conclave
