@@ -105,13 +105,12 @@ absl::Status WorkerRuntime::LoadExperts(Metrics& metrics,
     if (!options_.local_experts.empty()) {
       ASSIGN_OR_RETURN(ids, ParseExpertList(options_.local_experts, config_.num_experts));
     }
-    ASSIGN_OR_RETURN(std::unique_ptr<ExpertRunner> runner,
-                     ExpertRunner::Load(*checkpoint_, config_, ids, device_,
-                                        [&](size_t done, size_t total) {
-                                          progress(absl::StrCat("experts ", done >> 20, " of ",
-                                                                total >> 20, " MiB"));
-                                          return true;
-                                        }));
+    ASSIGN_OR_RETURN(
+        std::unique_ptr<ExpertRunner> runner,
+        ExpertRunner::Load(*checkpoint_, config_, ids, device_, [&](size_t done, size_t total) {
+          progress(absl::StrCat("experts ", done >> 20, " of ", total >> 20, " MiB"));
+          return true;
+        }));
     local = nullptr;
   }
   return absl::OkStatus();
@@ -120,11 +119,10 @@ absl::Status WorkerRuntime::LoadExperts(Metrics& metrics,
 absl::Status WorkerRuntime::Load(Metrics& metrics,
                                  const std::function<void(absl::string_view)>& progress) {
   ASSIGN_OR_RETURN(const int64_t kv_tokens, KvTokens());
-  ASSIGN_OR_RETURN(weights_, LoadWorkerWeights(*checkpoint_, config_, pool_.get(),
-                                               [&](int done, int total) {
-                                                 progress(absl::StrCat("layer ", done, " of ",
-                                                                       total));
-                                               }));
+  ASSIGN_OR_RETURN(weights_,
+                   LoadWorkerWeights(*checkpoint_, config_, pool_.get(), [&](int done, int total) {
+                     progress(absl::StrCat("layer ", done, " of ", total));
+                   }));
   RETURN_IF_ERROR(LoadExperts(metrics, progress));
   const int64_t num_blocks = kv_tokens / limits::kKvBlockTokens;
   kv_cache_ = std::make_unique<KvCache>(config_, num_blocks);

@@ -57,14 +57,17 @@ class WorkerRuntime {
 
   Engine& engine() { return *engine_; }
   ExpertExchange* experts() { return experts_.get(); }  // null for a dense model
-  bool has_local_experts() const { return options_.shards.empty() || !options_.local_experts.empty(); }
+  bool has_local_experts() const {
+    return options_.shards.empty() || !options_.local_experts.empty();
+  }
 
  private:
   explicit WorkerRuntime(WorkerRuntimeOptions options) : options_(std::move(options)) {}
 
   // Tokens the KV cache holds, a multiple of the block.
   absl::StatusOr<int64_t> KvTokens() const;
-  absl::Status LoadExperts(Metrics& metrics, const std::function<void(absl::string_view)>& progress);
+  absl::Status LoadExperts(Metrics& metrics,
+                           const std::function<void(absl::string_view)>& progress);
 
   const WorkerRuntimeOptions options_;
   Qwen3Config config_;
