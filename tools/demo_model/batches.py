@@ -8,12 +8,14 @@ import numpy as np
 import mixture
 from conversation import Encoder, Sample, Template
 
+LENGTH_STEP = 8  # few different shapes: see model.py
 MAX_TOKENS = 480  # longer samples are dropped; 99.9 % are shorter
 
 
 def pad_batch(encoded: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """-> ids [B, L], targets [B, L]; targets[i] is the id to predict at i, -100 for no loss."""
     length = max(len(ids) for ids, _ in encoded) - 1
+    length = -(-length // LENGTH_STEP) * LENGTH_STEP
     all_ids = np.zeros((len(encoded), length), np.int64)
     targets = np.full((len(encoded), length), -100, np.int64)
     for row, (ids, mask) in enumerate(encoded):
@@ -22,31 +24,35 @@ def pad_batch(encoded: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray,
     return all_ids, targets
 
 
-def bucketed(encoded: list, tokens_per_batch: int, rng: random.Random) -> list:
-    encoded.sort(key=lambda item: len(item[0]))
-    batches, current = [], []
+def bucketed(encoded: list, tokens_per_batch: int, rng: random.Random) -> tuple[list, list]:
+    """-> (batches, leftover). One batch shape per length; what fills no batch waits for the next round."""
+    by_length: dict[int, list] = {}
     for item in encoded:
-        if current and (len(current) + 1) * len(item[0]) > tokens_per_batch:
-            batches.append(pad_batch(current))
-            current = []
-        current.append(item)
-    batches.append(pad_batch(current))
+        by_length.setdefault(-(-(len(item[0]) - 1) // LENGTH_STEP) * LENGTH_STEP, []).append(item)
+    batches, leftover = [], []
+    for length, items in by_length.items():
+        rows = max(1, tokens_per_batch // length)
+        while len(items) >= rows:
+            batches.append(pad_batch(items[:rows]))
+            items = items[rows:]
+        leftover += items
     rng.shuffle(batches)
-    return batches
+    return batches, leftover
 
 
 def _produce(tokenizer, queue, max_operands, tokens_per_batch, seed) -> None:
     encoder = Encoder(tokenizer, Template())
-    round_number = 0
+    round_number, leftover = 0, []
     while True:
         rng = random.Random(seed * 1_000_003 + round_number)
         round_number += 1
-        encoded = []
-        for _ in range(2000):
+        encoded = leftover
+        for _ in range(3000):
             ids, mask = encoder.encode(mixture.sample(rng, max_operands.value), rng)
             if len(ids) <= MAX_TOKENS:
                 encoded.append((ids, mask))
-        for batch in bucketed(encoded, tokens_per_batch, rng):
+        made, leftover = bucketed(encoded, tokens_per_batch, rng)
+        for batch in made:
             queue.put(batch)
 
 

@@ -2,7 +2,8 @@
 
 Master weights are FP32; products run in BF16; the residual stream, norms, gate and softmax are FP32.
 Only the (token, expert) pairs the gate chose are computed: tokens are sorted by expert and each expert
-multiplies one contiguous slice. verify.py checks the exported checkpoint against transformers.
+multiplies one contiguous slice. oneDNN compiles a kernel for every new matrix shape, which costs more
+than the product itself, so row counts are rounded up to few different values. verify.py checks the exported checkpoint against transformers.
 """
 
 import math
@@ -11,6 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+
+ROW_STEP = 64  # row counts of products are multiples of it
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,21 @@ class SparseExperts(torch.autograd.Function):
         num_experts = gate_up.shape[0]
         flat = index.reshape(-1)
         order = torch.argsort(flat, stable=True)
-        ends = torch.bincount(flat, minlength=num_experts).cumsum(0).tolist()
-        slices = list(zip([0] + ends[:-1], ends))
-        token = order // top_k
+        counts = torch.bincount(flat, minlength=num_experts)
+        room = -(-counts // ROW_STEP) * ROW_STEP
+        ends = room.cumsum(0)
+        starts = ends - room
+        # sorted pair i goes to row i + (start of its expert's slot - pairs of the experts before)
+        shift = torch.repeat_interleave(starts - (counts.cumsum(0) - counts), counts)
+        row = torch.arange(len(order)) + shift
+        num_rows = int(ends[-1])
+        token = torch.zeros(num_rows, dtype=torch.long)
+        token[row] = order // top_k
+        row_weight = torch.zeros(num_rows)  # 0 in the filler rows: they get no gradient
+        row_weight[row] = weight.reshape(-1).index_select(0, order)
+        slices = list(zip(starts.tolist(), ends.tolist()))
         xs = x.index_select(0, token)
-        hidden = xs.new_empty(len(order), gate_up.shape[1])
+        hidden = xs.new_empty(num_rows, gate_up.shape[1])
         for e, (a, b) in enumerate(slices):
             torch.mm(xs[a:b], gate_up[e].t(), out=hidden[a:b])
         act = swiglu(hidden)
@@ -85,19 +99,18 @@ class SparseExperts(torch.autograd.Function):
         for e, (a, b) in enumerate(slices):
             torch.mm(act[a:b], down[e].t(), out=ys[a:b])
         inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(len(order))
+        inverse[order] = row
         ys = ys.index_select(0, inverse).view(num_tokens, top_k, -1)
-        ctx.save_for_backward(xs, hidden, act, ys, weight, order, inverse, token, gate_up, down)
+        ctx.save_for_backward(xs, hidden, act, ys, row_weight, inverse, token, gate_up, down)
         ctx.slices = slices
         return combine(ys, weight)
 
     @staticmethod
     def backward(ctx, grad):
-        xs, hidden, act, ys, weight, order, inverse, token, gate_up, down = ctx.saved_tensors
-        num_tokens, top_k = weight.shape
+        xs, hidden, act, ys, row_weight, inverse, token, gate_up, down = ctx.saved_tensors
+        num_tokens, top_k, _ = ys.shape
         grad_weight = combine_backward(grad, ys)
-        grad_ys = scale_rows(grad.bfloat16().index_select(0, token),
-                             weight.reshape(-1).index_select(0, order))
+        grad_ys = scale_rows(grad.bfloat16().index_select(0, token), row_weight)
         grad_act, grad_down = torch.empty_like(act), torch.empty_like(down)
         for e, (a, b) in enumerate(ctx.slices):
             torch.mm(grad_ys[a:b], down[e], out=grad_act[a:b])
@@ -125,7 +138,7 @@ def rope_tables(config: ModelConfig, length: int):
 
 
 def attention_inputs(x, input_layernorm, qkv_proj, q_norm, k_norm, cos, sin, eps: float):
-    """x [B, L, H] -> query, key, value, each [B, query heads, L, head_dim] FP32."""
+    """x [B, L, H] -> query, key, value, each [B, query heads, L, head_dim] BF16."""
     head_dim = q_norm.shape[0]
     query_heads = x.shape[-1] // head_dim  # in this model: hidden_size / head_dim
     kv_heads = (qkv_proj.shape[0] // head_dim - query_heads) // 2
@@ -136,7 +149,16 @@ def attention_inputs(x, input_layernorm, qkv_proj, q_norm, k_norm, cos, sin, eps
     q = rotate(F.rms_norm(q, (head_dim,), q_norm, eps).transpose(1, 2), cos, sin)
     k = rotate(F.rms_norm(k, (head_dim,), k_norm, eps).transpose(1, 2), cos, sin)
     groups = query_heads // kv_heads
-    return q, k.repeat_interleave(groups, dim=1), v.transpose(1, 2).repeat_interleave(groups, dim=1)
+    k = k.bfloat16().repeat_interleave(groups, dim=1)
+    v = v.transpose(1, 2).bfloat16().repeat_interleave(groups, dim=1)
+    return (q * head_dim**-0.5).bfloat16(), k, v
+
+
+def attention_weights(scores):
+    """Causal softmax of [B, heads, L, L] BF16. Faster on CPU than scaled_dot_product_attention."""
+    position = torch.arange(scores.shape[-1])
+    later = position[None, :] > position[:, None]
+    return scores.float().masked_fill(later, float("-inf")).softmax(dim=-1).bfloat16()
 
 
 def attention_outputs(x, y, o_proj, post_attention_layernorm, gate, eps: float):
@@ -157,7 +179,7 @@ def head_loss(hidden, embed_tokens, targets):
 def enable_compile() -> None:
     """Fuses the element-wise parts with torch.compile: about 1.4 times faster on two cores."""
     for name in ("swiglu", "swiglu_backward", "combine", "combine_backward", "scale_rows", "sum_pairs",
-                 "attention_inputs", "attention_outputs", "head_loss"):
+                 "attention_inputs", "attention_weights", "attention_outputs", "head_loss"):
         globals()[name] = torch.compile(globals()[name], dynamic=True)
 
 
@@ -184,7 +206,7 @@ class Layer(nn.Module):
         c = self.c
         q, k, v = attention_inputs(x, self.input_layernorm, self.qkv_proj, self.q_norm, self.k_norm,
                                    cos, sin, c.rms_norm_eps)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = torch.matmul(attention_weights(torch.matmul(q, k.transpose(-1, -2))), v)
         x, z, probs = attention_outputs(x, y, self.o_proj, self.post_attention_layernorm, self.gate,
                                         c.rms_norm_eps)
         weight, index = probs.topk(c.num_experts_per_tok, dim=-1)
@@ -221,12 +243,16 @@ class DemoModel(nn.Module):
         """targets [B, L], -100 where there is no loss -> (cross entropy, load-balance loss)."""
         hidden, balance = self.hidden(ids)
         chosen = (targets.view(-1) >= 0).nonzero()[:, 0]
+        filler = (targets.view(-1) < 0).nonzero()[: -len(chosen) % (4 * ROW_STEP), 0]
+        chosen = torch.cat((chosen, filler))  # rows with target -100: no loss
         hidden = hidden.view(-1, self.c.hidden_size).index_select(0, chosen)
         return head_loss(hidden, self.embed_tokens, targets.view(-1).index_select(0, chosen)), balance
 
-    @torch.no_grad()
     def exact_share(self, ids, targets) -> float:
-        """Share of rows whose every target is the argmax: then greedy decoding writes exactly it."""
+        """Share of rows whose every target is the argmax: then greedy decoding writes exactly it.
+
+        Not under no_grad, for which torch.compile would compile everything a second time.
+        """
         hidden, _ = self.hidden(ids)
         best = F.linear(hidden, self.embed_tokens).argmax(-1)
         return ((best == targets) | (targets < 0)).all(dim=1).float().mean().item()
