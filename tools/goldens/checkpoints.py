@@ -97,8 +97,10 @@ def random_weights(config: dict, seed: int) -> dict[str, torch.Tensor]:
                 f"{prefix}.up_proj.weight": matrix(width, hidden, 1.5),
                 f"{prefix}.down_proj.weight": matrix(hidden, width, 1.5)}
 
-    weights = {"model.embed_tokens.weight": torch.randn(config["vocab_size"], hidden, generator=generator)
-               * (0.35 if config["tie_word_embeddings"] else 1.0)}
+    # a tied embedding is the head too, so it has the head's gain
+    weights = {"model.embed_tokens.weight": matrix(config["vocab_size"], hidden, 2.5)
+               if config["tie_word_embeddings"] else
+               torch.randn(config["vocab_size"], hidden, generator=generator)}
     for n in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{n}"
         weights[f"{prefix}.input_layernorm.weight"] = norm(hidden)

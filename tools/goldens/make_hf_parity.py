@@ -43,8 +43,8 @@ _FP8 = {"hidden_size": 192, "head_dim": 32, "num_attention_heads": 6, "num_key_v
 CASES = [
     Case("dense_tied", 101, {"tie_word_embeddings": True}),
     Case("dense_untied", 102, {}),
-    # q_proj is [6 * 24, 80]: head_dim is neither hidden_size / heads nor a power of two
-    Case("dense_gqa_head_dim", 103, {"hidden_size": 80, "num_attention_heads": 6,
+    # q_proj is [6 * 24, 56]: head_dim is neither hidden_size / heads nor a power of two
+    Case("dense_gqa_head_dim", 103, {"hidden_size": 56, "intermediate_size": 72, "num_attention_heads": 6,
                                      "num_key_value_heads": 2, "head_dim": 24}),
     Case("dense_yarn", 104, {"head_dim": 32, "rope_theta": 10000.0, "max_position_embeddings": 256,
                              "rope_scaling": {"rope_type": "yarn", "factor": 4.0,
@@ -52,15 +52,16 @@ CASES = [
     Case("dense_f16", 105, {"torch_dtype": "float16"}, store="f16"),
     Case("dense_f32", 106, {"torch_dtype": "float32", "num_hidden_layers": 1}, store="f32"),
     Case("dense_sharded", 107, {"num_hidden_layers": 3}, num_parts=2),
-    Case("moe_norm_topk", 108, {"tie_word_embeddings": True, "intermediate_size": 48}, moe=True),
-    # layers 0 and 3 dense (sparse_step), 1 sparse, 5 dense (mlp_only_layers)
+    Case("moe_norm_topk", 108, {"tie_word_embeddings": True, "moe_intermediate_size": 32}, moe=True),
+    # only layer 1 is sparse: 0 and 2 are dense by decoder_sparse_step, 3 by mlp_only_layers
     Case("moe_mixed_layers", 109, {"norm_topk_prob": False, "num_experts": 6, "num_experts_per_tok": 3,
                                    "num_hidden_layers": 4, "decoder_sparse_step": 2,
-                                   "mlp_only_layers": [3], "moe_intermediate_size": 40}, moe=True),
+                                   "mlp_only_layers": [3], "moe_intermediate_size": 24}, moe=True),
     Case("fp8_dense", 110, _FP8, store="fp8"),
-    Case("fp8_dense_bf16_scale", 111, _FP8 | {"num_hidden_layers": 1}, store="fp8",
-         scale_dtype=torch.bfloat16),
-    Case("fp8_moe", 112, _FP8 | {"num_experts": 4, "moe_intermediate_size": 160}, moe=True, store="fp8"),
+    Case("fp8_dense_bf16_scale", 111, _FP8 | {"num_hidden_layers": 1, "intermediate_size": 160},
+         store="fp8", scale_dtype=torch.bfloat16),
+    Case("fp8_moe", 112, _FP8 | {"num_experts": 4, "moe_intermediate_size": 160, "num_hidden_layers": 1},
+         moe=True, store="fp8"),
 ]
 
 
