@@ -88,12 +88,6 @@ absl::Status Engine::OnSequence(const std::string& request_id,
   return absl::OkStatus();
 }
 
-void Engine::Cancel(const std::string& request_id) {
-  OnSequence(request_id, [this](Sequence& sequence) {
-    Finish(&sequence, absl::CancelledError("the client cancelled the request"));
-  }).IgnoreError();
-}
-
 absl::Status Engine::FinishThinking(const std::string& request_id) {
   return OnSequence(request_id, [this](Sequence& sequence) {
     sequence.thinking.RequestFinish();
@@ -135,7 +129,7 @@ void Engine::ThreadMain() {
       absl::MutexLock lock(&mutex_);
       if (stopping_) break;
     }
-    DropExpired();
+    DropExpiredAndCancelled();
     const std::vector<PlannedSequence> plan = planner_.Plan();
     idle = plan.empty();
     if (!idle) {
@@ -166,17 +160,19 @@ void Engine::RunCommands(bool wait) {
   for (const Command& command : commands) command();
 }
 
-void Engine::DropExpired() {
+void Engine::DropExpiredAndCancelled() {
   const absl::Time now = absl::Now();
-  std::vector<Sequence*> expired;
+  std::vector<std::pair<Sequence*, absl::Status>> dropped;
   for (const auto& [id, sequence] : sequences_) {
-    if (sequence->deadline <= now) expired.push_back(sequence.get());
+    if (sequence->sink->Cancelled()) {
+      dropped.emplace_back(sequence.get(), absl::CancelledError("the client has gone"));
+    } else if (sequence->deadline <= now) {
+      dropped.emplace_back(sequence.get(), absl::DeadlineExceededError(absl::StrCat(
+                                               "the request's deadline passed after ",
+                                               sequence->num_generated(), " generated tokens")));
+    }
   }
-  for (Sequence* sequence : expired) {
-    Finish(sequence, absl::DeadlineExceededError(
-                         absl::StrCat("the request's deadline passed after ",
-                                      sequence->num_generated(), " generated tokens")));
-  }
+  for (const auto& [sequence, status] : dropped) Finish(sequence, status);
 }
 
 void Engine::Announce(const std::vector<PlannedSequence>& plan) {

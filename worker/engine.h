@@ -53,9 +53,6 @@ class Engine {
   absl::Status Submit(const v1::TokenRequest& request, absl::Time deadline,
                       std::shared_ptr<TokenSink> sink);
 
-  // The reader has gone: the request ends with Cancelled. No-op if it ended before.
-  void Cancel(const std::string& request_id);
-
   // NotFound unless the request is in flight. Takes effect before the next step.
   absl::Status FinishThinking(const std::string& request_id);
   absl::Status SetThinkingBudget(const std::string& request_id, int64_t budget);
@@ -75,7 +72,7 @@ class Engine {
   // Runs what was handed over, waiting for it while there is nothing to compute.
   void RunCommands(bool wait);
   absl::Status OnSequence(const std::string& request_id, std::function<void(Sequence&)> action);
-  void DropExpired();
+  void DropExpiredAndCancelled();
   absl::Status Step(const std::vector<PlannedSequence>& plan);
   void Announce(const std::vector<PlannedSequence>& plan);
   void Advance(const PlannedSequence& planned, const SampleResult* drawn);

@@ -25,6 +25,8 @@ class TokenSink {
   virtual void OnDone(const absl::Status& status) = 0;
   // False while the reader is too far behind: the sequence pauses and keeps its KV.
   virtual bool Writable() const = 0;
+  // True once the reader has gone: the request is dropped before the next step.
+  virtual bool Cancelled() const = 0;
 };
 
 // What a request may ask of this worker.

@@ -10,11 +10,10 @@ namespace conclave {
 
 class TokenStream::Reactor final : public grpc::ServerWriteReactor<v1::TokenEvent> {
  public:
-  Reactor(std::shared_ptr<TokenStream> stream, std::function<void()> on_cancel)
-      : stream_(std::move(stream)), on_cancel_(std::move(on_cancel)) {}
+  explicit Reactor(std::shared_ptr<TokenStream> stream) : stream_(std::move(stream)) {}
 
   void OnWriteDone(bool ok) override { stream_->OnWriteDone(ok); }
-  void OnCancel() override { on_cancel_(); }
+  void OnCancel() override { stream_->OnCancel(); }
   void OnDone() override {
     stream_->OnReactorDone();
     delete this;
@@ -22,13 +21,12 @@ class TokenStream::Reactor final : public grpc::ServerWriteReactor<v1::TokenEven
 
  private:
   const std::shared_ptr<TokenStream> stream_;
-  const std::function<void()> on_cancel_;
 };
 
 std::pair<std::shared_ptr<TokenStream>, grpc::ServerWriteReactor<v1::TokenEvent>*>
-TokenStream::Create(std::function<void()> on_cancel) {
+TokenStream::Create() {
   auto stream = std::make_shared<TokenStream>();
-  auto* reactor = new Reactor(stream, std::move(on_cancel));
+  auto* reactor = new Reactor(stream);
   absl::MutexLock lock(&stream->mutex_);
   stream->reactor_ = reactor;
   return {stream, reactor};
@@ -38,7 +36,7 @@ void TokenStream::OnEvent(v1::TokenEvent event) {
   {
     absl::MutexLock lock(&mutex_);
     CHECK(!done_) << "an event after the last";
-    if (broken_) return;
+    if (cancelled_) return;
     unsent_ids_ += event.ids_size();
     unsent_.push_back(std::move(event));
   }
@@ -65,13 +63,23 @@ void TokenStream::OnWriteDone(bool ok) {
     writing_ = false;
     unsent_ids_ -= unsent_.front().ids_size();
     unsent_.pop_front();
-    if (!ok) {
-      broken_ = true;
+    if (!ok || cancelled_) {
+      cancelled_ = true;
       unsent_.clear();
       unsent_ids_ = 0;
     }
   }
   Advance();
+}
+
+void TokenStream::OnCancel() {
+  absl::MutexLock lock(&mutex_);
+  cancelled_ = true;
+}
+
+bool TokenStream::Cancelled() const {
+  absl::MutexLock lock(&mutex_);
+  return cancelled_;
 }
 
 void TokenStream::OnReactorDone() {

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <deque>
-#include <functional>
 #include <memory>
 
 #include "absl/base/thread_annotations.h"
@@ -19,19 +18,20 @@ namespace conclave {
 // empty it; it outlives the reactor for as long as the engine holds it.
 class TokenStream final : public TokenSink {
  public:
-  // The reactor to hand back to gRPC, which deletes itself. `on_cancel` is called when the client
-  // has gone; it may be called after the request ended.
-  static std::pair<std::shared_ptr<TokenStream>, grpc::ServerWriteReactor<v1::TokenEvent>*> Create(
-      std::function<void()> on_cancel);
+  // With the reactor to hand back to gRPC, which deletes itself.
+  static std::pair<std::shared_ptr<TokenStream>, grpc::ServerWriteReactor<v1::TokenEvent>*>
+  Create();
 
   void OnEvent(v1::TokenEvent event) override;
   void OnDone(const absl::Status& status) override;
   bool Writable() const override;
+  bool Cancelled() const override;
 
  private:
   class Reactor;
 
   void OnWriteDone(bool ok);
+  void OnCancel();
   void OnReactorDone();
   // What to start next, decided under the lock and started outside it: gRPC may run the reaction
   // of an operation inside the call that starts it.
@@ -42,8 +42,8 @@ class TokenStream final : public TokenSink {
   std::deque<v1::TokenEvent> unsent_ ABSL_GUARDED_BY(mutex_);  // front: being written
   int64_t unsent_ids_ ABSL_GUARDED_BY(mutex_) = 0;
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
-  bool broken_ ABSL_GUARDED_BY(mutex_) = false;  // a write failed: the client has gone
-  bool done_ ABSL_GUARDED_BY(mutex_) = false;    // no more events
+  bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
+  bool done_ ABSL_GUARDED_BY(mutex_) = false;  // no more events
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status status_ ABSL_GUARDED_BY(mutex_);
 };

@@ -77,10 +77,7 @@ grpc::ServerUnaryReactor* WorkerService::Describe(grpc::CallbackServerContext* c
 grpc::ServerWriteReactor<v1::TokenEvent>* WorkerService::Generate(
     grpc::CallbackServerContext* context, const v1::TokenRequest* request) {
   const absl::StatusOr<Engine*> engine = LoadedEngine();
-  const std::string request_id = request->request_id();
-  auto [stream, reactor] = TokenStream::Create([engine, request_id] {
-    if (engine.ok()) (*engine)->Cancel(request_id);
-  });
+  auto [stream, reactor] = TokenStream::Create();
   if (!engine.ok()) {
     stream->OnDone(engine.status());
     return reactor;
