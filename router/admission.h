@@ -1,9 +1,11 @@
 #pragma once
 
-#include <atomic>
 #include <memory>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "router/router_metrics.h"
 
 namespace conclave {
@@ -31,16 +33,21 @@ class Admission {
   absl::StatusOr<std::unique_ptr<Ticket>> Admit();
 
   void BeginDrain();
-  bool draining() const { return draining_.load(); }
-  int inflight() const { return inflight_.load(); }
+  // Blocks until nothing is in flight: true, or the deadline passes: false.
+  bool WaitIdle(absl::Time deadline);
+
+  bool draining() const;
+  int inflight() const;
 
  private:
   void Release();
+  bool Idle() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return inflight_ == 0; }
 
   const int max_inflight_;
   RouterMetrics* const metrics_;
-  std::atomic<int> inflight_{0};
-  std::atomic<bool> draining_{false};
+  mutable absl::Mutex mutex_;
+  int inflight_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace conclave

@@ -10,13 +10,8 @@ namespace {
 
 // Unique within a conversation too, for clients send ids back with the results.
 std::string MakeToolCallId() {
-  return absl::StrCat("call_", absl::Hex(absl::Uniform<uint64_t>(absl::BitGen()),
-                                         absl::kZeroPad16));
-}
-
-bool IsStopId(const v1::TokenEvent& event, int index) {
-  return event.finish_reason() == v1::FINISH_REASON_STOP && index + 1 == event.ids_size() &&
-         event.ids(index) == event.stop_id();
+  return absl::StrCat("call_",
+                      absl::Hex(absl::Uniform<uint64_t>(absl::BitGen()), absl::kZeroPad16));
 }
 
 }  // namespace
@@ -30,12 +25,9 @@ ChatEvents::State::State(const ServedModel& model, const PreparedRequest& prepar
 ChatEvents::ChatEvents(const ServedModel& model, RequestObserver<v1::ChatEvent>* observer)
     : EventOutbox(observer), model_(model) {}
 
-void ChatEvents::Prepare(const PreparedRequest& prepared) {
+void ChatEvents::Start(const PreparedRequest& prepared, const v1::Started& started) {
   state_ = std::make_unique<State>(model_, prepared);
   if (prepared.parse_tool_calls) tool_calls_ = std::make_unique<ToolCallParser>();
-}
-
-void ChatEvents::Start(const v1::Started& started) {
   *events().emplace_back().mutable_started() = started;
 }
 
@@ -97,9 +89,8 @@ void ChatEvents::AddToolEvents(const std::vector<ToolCallEvent>& tool_events) {
 }
 
 v1::TextDelta* ChatEvents::Delta(Kind kind) {
-  const v1::ChatEvent::EventCase wanted = kind == Kind::kThinking
-                                              ? v1::ChatEvent::kThinkingDelta
-                                              : v1::ChatEvent::kContentDelta;
+  const v1::ChatEvent::EventCase wanted =
+      kind == Kind::kThinking ? v1::ChatEvent::kThinkingDelta : v1::ChatEvent::kContentDelta;
   if (events().size() == first_event_ || events().back().event_case() != wanted) {
     events().emplace_back();
   }

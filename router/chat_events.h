@@ -27,10 +27,7 @@ class ChatEvents final : public EventOutbox<v1::ChatEvent> {
   // What of `model` is used must outlive this.
   ChatEvents(const ServedModel& model, RequestObserver<v1::ChatEvent>* observer);
 
-  // Once, before Start.
-  void Prepare(const PreparedRequest& prepared);
-
-  void Start(const v1::Started& started) override;
+  void Start(const PreparedRequest& prepared, const v1::Started& started) override;
   bool Push(const v1::TokenEvent& event) override;
   v1::Finished Finish(v1::ChatFinishReason reason, uint32_t failovers) override;
   bool any_answer() const override { return state_->usage.any_answer(); }
@@ -46,7 +43,6 @@ class ChatEvents final : public EventOutbox<v1::ChatEvent> {
   enum class Kind { kThinking, kContent };
 
   void PushId(const v1::TokenEvent& event, int index);
-  void AddText(const SplitText& split, bool thinking_first);
   void AddAnswer(absl::string_view text);
   void AddContent(absl::string_view text);
   void AddToolEvents(const std::vector<ToolCallEvent>& events);

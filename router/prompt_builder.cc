@@ -81,11 +81,11 @@ absl::StatusOr<ChatMessage> DecodeMessage(const v1::ChatMessage& message, int in
   out.content = message.content();
   if (message.has_reasoning_content()) out.reasoning_content = message.reasoning_content();
   if (message.tool_calls_size() > 0 && message.role() != "assistant") {
-    return absl::InvalidArgumentError(absl::StrCat("message ", index, " of role ", message.role(),
-                                                   " has tool_calls, want none"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("message ", index, " of role ", message.role(), " has tool_calls, want none"));
   }
-  RETURN_IF_ERROR(CheckCount("tool_calls of a message", message.tool_calls_size(),
-                             limits::kMaxTools));
+  RETURN_IF_ERROR(
+      CheckCount("tool_calls of a message", message.tool_calls_size(), limits::kMaxTools));
   for (const v1::ToolCall& call : message.tool_calls()) {
     if (call.name().empty()) {
       return absl::InvalidArgumentError(
@@ -170,18 +170,17 @@ absl::Status FillThinking(const ServedModel& model, const v1::ThinkingOptions& o
   RETURN_IF_ERROR(CheckBudget(options.has_budget() ? options.budget() : -1));
   if (!model.markup.can_think()) return absl::OkStatus();
   v1::ThinkingParams* thinking = tokens->mutable_thinking();
-  ASSIGN_OR_RETURN(
-      const std::vector<uint32_t> forced,
-      EncodeEarlyStop(model, options.has_early_stop_text() ? options.early_stop_text()
-                                                           : kDefaultEarlyStopText));
+  ASSIGN_OR_RETURN(const std::vector<uint32_t> forced,
+                   EncodeEarlyStop(model, options.has_early_stop_text() ? options.early_stop_text()
+                                                                        : kDefaultEarlyStopText));
   const int64_t num_forced = static_cast<int64_t>(forced.size());
   const int64_t max_tokens = tokens->max_tokens();
   if (options.has_answer_reserve() && options.answer_reserve() > 0 &&
       options.answer_reserve() + num_forced >= max_tokens) {
     return errors::OutOfRange(
         "answer_reserve", options.answer_reserve(),
-        absl::StrCat("below ", std::max<int64_t>(0, max_tokens - num_forced),
-                     ": max_tokens ", max_tokens, " less the early-stop text's ", num_forced));
+        absl::StrCat("below ", std::max<int64_t>(0, max_tokens - num_forced), ": max_tokens ",
+                     max_tokens, " less the early-stop text's ", num_forced));
   }
   thinking->set_enabled(true);
   thinking->set_start_id(model.markup.think);
@@ -270,10 +269,10 @@ absl::StatusOr<PreparedRequest> PrepareChat(const ServedModel& model,
   const ThinkingDecision decision = DecideThinking(model, request.thinking(), &prompt);
 
   PreparedRequest prepared;
-  ASSIGN_OR_RETURN(*prepared.tokens.mutable_sampling(),
-                   ResolveSampling(request.sampling(),
-                                   ChatFallback(decision.mode, model.generation_config),
-                                   model.vocabulary().size()));
+  ASSIGN_OR_RETURN(
+      *prepared.tokens.mutable_sampling(),
+      ResolveSampling(request.sampling(), ChatFallback(decision.mode, model.generation_config),
+                      model.vocabulary().size()));
   ASSIGN_OR_RETURN(const std::string text, RenderChat(model.template_kind, prompt));
   ASSIGN_OR_RETURN(const std::vector<uint32_t> ids, model.tokenizer->Encode(text));
   ASSIGN_OR_RETURN(const int64_t max_tokens,
@@ -312,8 +311,8 @@ absl::StatusOr<PreparedRequest> PrepareGenerate(const ServedModel& model,
   thinking.set_budget(request.has_thinking_budget() ? request.thinking_budget() : -1);
   // Raw text has no answer to keep room for unless the budget asks for one.
   if (!request.has_thinking_budget()) thinking.set_answer_reserve(0);
-  RETURN_IF_ERROR(FillThinking(model, thinking, EndsInsideThinking(model.markup, ids),
-                               &prepared.tokens));
+  RETURN_IF_ERROR(
+      FillThinking(model, thinking, EndsInsideThinking(model.markup, ids), &prepared.tokens));
   FillStops(model, request, &prepared);
   prepared.thinking.set_budget(thinking.budget());
   return prepared;
@@ -343,9 +342,9 @@ absl::Status ValidateRequestId(absl::string_view request_id) {
   for (char c : request_id) {
     if (absl::ascii_isalnum(static_cast<unsigned char>(c))) continue;
     if (absl::string_view("-_.:/").find(c) != absl::string_view::npos) continue;
-    return absl::InvalidArgumentError(
-        absl::StrCat("request_id holds byte ", static_cast<int>(static_cast<unsigned char>(c)),
-                     ", want letters, digits and -_.:/"));
+    return absl::InvalidArgumentError(absl::StrCat("request_id holds byte ",
+                                                   static_cast<int>(static_cast<unsigned char>(c)),
+                                                   ", want letters, digits and -_.:/"));
   }
   return absl::OkStatus();
 }

@@ -8,9 +8,16 @@
 #include "absl/status/status.h"
 #include "proto/conclave/v1/inference.pb.h"
 #include "proto/conclave/v1/worker.pb.h"
+#include "router/prompt_builder.h"
 #include "router/request_observer.h"
 
 namespace conclave {
+
+// Whether ids[index] of the event is the id that stopped generation: it has no text.
+inline bool IsStopId(const v1::TokenEvent& event, int index) {
+  return event.finish_reason() == v1::FINISH_REASON_STOP && index + 1 == event.ids_size() &&
+         event.ids(index) == event.stop_id();
+}
 
 // Turns one request's tokens into the events its observer gets, and keeps them until it takes
 // them. Not thread-safe: InflightRequest's lock guards it.
@@ -18,7 +25,8 @@ class RequestEvents {
  public:
   virtual ~RequestEvents() = default;
 
-  virtual void Start(const v1::Started& started) = 0;
+  // First and once: nothing below may be called before, but for taking the end.
+  virtual void Start(const PreparedRequest& prepared, const v1::Started& started) = 0;
   // True once no more tokens are wanted: a stop string is complete.
   virtual bool Push(const v1::TokenEvent& event) = 0;
   // Sends what text was held back, then `finished`, which it returns.

@@ -7,8 +7,8 @@ namespace conclave {
 namespace {
 
 // Tenths, so that "stopped by the budget" (exactly 1) is its own bucket.
-const prometheus::Histogram::BucketBoundaries kRatioBuckets = {0.1, 0.2, 0.3, 0.4,   0.5,
-                                                               0.6, 0.7, 0.8, 0.9, 0.999, 1.0};
+const prometheus::Histogram::BucketBoundaries kRatioBuckets = {0.1, 0.2, 0.3, 0.4,   0.5, 0.6,
+                                                               0.7, 0.8, 0.9, 0.999, 1.0};
 
 }  // namespace
 
@@ -48,8 +48,8 @@ RouterMetrics::RouterMetrics(Metrics* metrics)
                                   "Requests moved to another worker while in flight")),
       drains_(metrics->Counter("conclave_router_drains_total", "Drains begun")),
       inflight_(metrics->Gauge("conclave_router_inflight", "Requests admitted and not finished")),
-      waiting_(metrics->Gauge("conclave_router_waiting",
-                              "Requests admitted that no worker holds now")),
+      waiting_(
+          metrics->Gauge("conclave_router_waiting", "Requests admitted that no worker holds now")),
       workers_up_(metrics->Gauge("conclave_router_workers_up", "Workers that are ready")),
       thinking_tokens_(metrics->Histogram("conclave_router_thinking_tokens",
                                           "Thinking tokens of a request that thought",
@@ -61,8 +61,7 @@ RouterMetrics::RouterMetrics(Metrics* metrics)
                                       "From the request's arrival to its first token",
                                       LatencyBuckets())),
       inter_token_(metrics->Histogram("conclave_router_inter_token_seconds",
-                                      "Between two token events of a request",
-                                      LatencyBuckets())) {}
+                                      "Between two token events of a request", LatencyBuckets())) {}
 
 void RouterMetrics::CountRequest(absl::string_view method, absl::StatusCode outcome) {
   metrics_

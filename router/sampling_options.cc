@@ -59,9 +59,8 @@ SamplingFallback ChatFallback(ThinkingMode mode, const GenerationConfig& config)
 
 SamplingFallback GenerateFallback(const GenerationConfig& config) {
   SamplingFallback fallback;
-  fallback.defaults.temperature = config.do_sample.value_or(true)
-                                      ? static_cast<float>(config.temperature.value_or(1))
-                                      : 0;
+  fallback.defaults.temperature =
+      config.do_sample.value_or(true) ? static_cast<float>(config.temperature.value_or(1)) : 0;
   fallback.defaults.top_p = static_cast<float>(config.top_p.value_or(1));
   fallback.defaults.top_k = config.top_k.value_or(0);
   fallback.min_p = static_cast<float>(config.min_p.value_or(0));
@@ -90,8 +89,7 @@ absl::StatusOr<v1::SamplingParams> ResolveSampling(const v1::SamplingOptions& op
   RETURN_IF_ERROR(CheckPositive("repetition_penalty", params.repetition_penalty(), 10));
   RETURN_IF_ERROR(CheckLogprobs(options));
   RETURN_IF_ERROR(CheckLogitBias(options, num_ids));
-  params.set_seed(options.has_seed() ? options.seed()
-                                     : absl::Uniform<uint64_t>(absl::BitGen()));
+  params.set_seed(options.has_seed() ? options.seed() : absl::Uniform<uint64_t>(absl::BitGen()));
   params.set_logprobs(options.logprobs());
   params.set_top_logprobs(options.top_logprobs());
   *params.mutable_logit_bias() = options.logit_bias();

@@ -37,8 +37,8 @@ absl::StatusOr<std::vector<uint32_t>> ResolveEndIds(const ServedModel& model) {
   std::vector<uint32_t> ids;
   for (int32_t id : configured) {
     if (id < 0 || static_cast<size_t>(id) >= model.vocabulary().size()) {
-      return absl::FailedPreconditionError(absl::StrCat("eos_token_id is ", id, ", want 0..",
-                                                        model.vocabulary().size() - 1));
+      return absl::FailedPreconditionError(
+          absl::StrCat("eos_token_id is ", id, ", want 0..", model.vocabulary().size() - 1));
     }
     ids.push_back(static_cast<uint32_t>(id));
   }
@@ -66,13 +66,12 @@ absl::StatusOr<std::unique_ptr<ServedModel>> LoadServedModel(const ServedModelOp
   ASSIGN_OR_RETURN(model->tokenizer, Tokenizer::Load(options.model_dir));
   const Vocabulary& vocabulary = model->vocabulary();
   if (vocabulary.size() > static_cast<size_t>(model->config.vocab_size)) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("the tokenizer has ", vocabulary.size(), " ids, want at most vocab_size ",
-                     model->config.vocab_size, " of config.json"));
+    return absl::FailedPreconditionError(absl::StrCat("the tokenizer has ", vocabulary.size(),
+                                                      " ids, want at most vocab_size ",
+                                                      model->config.vocab_size, " of config.json"));
   }
   ASSIGN_OR_RETURN(model->end_ids, ResolveEndIds(*model));
-  model->name =
-      options.model_name.empty() ? DirectoryName(options.model_dir) : options.model_name;
+  model->name = options.model_name.empty() ? DirectoryName(options.model_dir) : options.model_name;
   model->default_mode = options.default_mode;
   model->markup.think = vocabulary.IdOfAdded("<think>").value_or(0);
   model->markup.end_think = vocabulary.IdOfAdded("</think>").value_or(0);

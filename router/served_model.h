@@ -18,9 +18,9 @@
 namespace conclave {
 
 struct ServedModelOptions {
-  std::string model_dir;                // tokenizer, template and configs; no weights are read
-  std::string model_name;               // empty: the directory's name
-  std::string chat_template = "auto";   // or qwen3, instruct-2507, thinking-2507
+  std::string model_dir;               // tokenizer, template and configs; no weights are read
+  std::string model_name;              // empty: the directory's name
+  std::string chat_template = "auto";  // or qwen3, instruct-2507, thinking-2507
   ThinkingMode default_mode = ThinkingMode::kThinking;
 };
 

@@ -110,9 +110,8 @@ v1::TokenRequest TokenSource::NextRequest() const {
   }
   state->set_finish_requested(state->finish_requested() || pending_finish_);
   if (pending_budget_.has_value()) {
-    state->set_budget(*pending_budget_ < 0
-                          ? -1
-                          : std::max<int64_t>(*pending_budget_, state->used()));
+    state->set_budget(*pending_budget_ < 0 ? -1
+                                           : std::max<int64_t>(*pending_budget_, state->used()));
   }
   return request;
 }
@@ -236,9 +235,8 @@ void TokenSource::HandleLoss(WorkerStream& stream, const absl::Status& status) {
                                            : status);
   moving_ = true;
   if (++losses_ >= limits::kMaxWorkerAttempts) {
-    return End(absl::UnavailableError(absl::StrCat("gave up after ", losses_,
-                                                   " workers were lost; the last one: ",
-                                                   status.ToString())));
+    return End(absl::UnavailableError(absl::StrCat(
+        "gave up after ", losses_, " workers were lost; the last one: ", status.ToString())));
   }
   NextWorker();
 }

@@ -98,7 +98,7 @@ class TokenSource final : public WorkerStream::Listener,
   Phase phase_ ABSL_GUARDED_BY(mutex_) = Phase::kNew;
   bool wants_read_ ABSL_GUARDED_BY(mutex_) = false;
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;  // the listener hears nothing more
-  absl::Status end_ ABSL_GUARDED_BY(mutex_);  // in kEnded, until it is delivered
+  absl::Status end_ ABSL_GUARDED_BY(mutex_);     // in kEnded, until it is delivered
 
   v1::TokenRequest request_ ABSL_GUARDED_BY(mutex_);  // generated_ids grows with the events
   std::string worker_request_id_ ABSL_GUARDED_BY(mutex_);

@@ -62,9 +62,8 @@ int WorkerPool::FindBest(const Wanted& wanted) const {
     const int64_t reported = int64_t{description.running()} + description.waiting();
     const int64_t of_others = std::max<int64_t>(0, reported - worker.inflight_at_poll);
     const int64_t load = worker.inflight + of_others;
-    const bool better =
-        best < 0 || load < best_load ||
-        (load == best_load && worker.last_used < workers_[best].last_used);
+    const bool better = best < 0 || load < best_load ||
+                        (load == best_load && worker.last_used < workers_[best].last_used);
     if (!better) continue;
     best = i;
     best_load = load;
@@ -258,8 +257,8 @@ void WorkerPool::ReportFailure(int worker_idx, absl::Time acquired, const absl::
   worker.last_failure = absl::Now();
   if (worker.failures >= options_.failures_to_open) {
     const int doublings = std::min(worker.failures - options_.failures_to_open, 16);
-    worker.rests_until = worker.last_failure +
-                         std::min(options_.max_rest, options_.min_rest * (1 << doublings));
+    worker.rests_until =
+        worker.last_failure + std::min(options_.max_rest, options_.min_rest * (1 << doublings));
   }
   SetUp(worker, false, std::string(status.message()));
   if (!stopping_ && !worker.polling) SchedulePoll(worker_idx, absl::Now());
