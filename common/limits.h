@@ -61,6 +61,10 @@ inline constexpr int kKvBlockTokens = 16;
 // Token events one request may have unsent before its sequence pauses for a slow reader.
 inline constexpr int kMaxUnsentTokens = 65536;
 
+// Combines that a worker has received and not looked at. It asks for one layer at a time, which is
+// answered in far fewer; more are sent by no shard of ours.
+inline constexpr int kMaxUnreadCombines = 16384;
+
 // ---- model files ----
 inline constexpr size_t kMaxSafetensorsHeaderBytes = 100 << 20;  // the format's own limit
 inline constexpr size_t kMaxJsonFileBytes = 64 << 20;            // tokenizer.json is 11 MB
@@ -78,6 +82,8 @@ inline constexpr int kMaxContextTokens = 1 << 22;
 inline constexpr absl::Duration kDefaultRequestDeadline = absl::Hours(1);
 inline constexpr absl::Duration kDescribeDeadline = absl::Seconds(5);
 inline constexpr absl::Duration kControlDeadline = absl::Seconds(5);
+// A shard that has not answered a dispatch after this is taken for lost.
+inline constexpr absl::Duration kDispatchTimeout = absl::Seconds(30);
 // How long a layer waits for a lost shard to return before its requests fail.
 inline constexpr absl::Duration kDefaultShardWait = absl::Seconds(60);
 inline constexpr absl::Duration kDefaultDrainDeadline = absl::Seconds(30);
