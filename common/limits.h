@@ -52,6 +52,13 @@ inline constexpr size_t kMaxSafetensorsHeaderBytes = 100 << 20;  // the format's
 inline constexpr size_t kMaxJsonFileBytes = 64 << 20;            // tokenizer.json is 11 MB
 inline constexpr int kMaxExperts = 1024;
 inline constexpr int kMaxLayers = 512;
+// Shapes far past any released Qwen3 (5120, 151936, 64, 128), small enough that no product of two
+// overflows int64 and that a lying config cannot ask for all memory.
+inline constexpr int kMaxHiddenSize = 65536;  // also of intermediate_size, moe_intermediate_size
+inline constexpr int kMaxVocabSize = 1 << 20;
+inline constexpr int kMaxAttentionHeads = 1024;
+inline constexpr int kMaxHeadDim = 512;
+inline constexpr int kMaxContextTokens = 1 << 22;
 
 // ---- time ----
 inline constexpr absl::Duration kDefaultRequestDeadline = absl::Hours(1);

@@ -31,15 +31,17 @@ struct MemoryPlan {
   int64_t kv_bytes_per_token = 0;
   int64_t workspace_bytes = 0;  // activations and buffers, the caller's estimate
   int64_t TotalBytes() const;
-  // "worker weights 1.2 GB + experts 5.8 GB + KV 40960 tokens x 98304 B = 4.0 GB + ... = 11.1 GB"
+  // "worker weights 1.20 GB + experts 5.80 GB + KV 4096 tokens x 98304 B = 0.40 GB + workspace
+  // 0.10 GB = 7.50 GB"
   std::string ToString() const;
 };
 
-// RESOURCE_EXHAUSTED with the arithmetic if the plan needs more than available_bytes.
+// ResourceExhausted with the arithmetic if the plan needs more than available_bytes.
 absl::Status CheckFits(const MemoryPlan& plan, int64_t available_bytes);
 
 // Memory this process may still take: the kernel's MemAvailable, or what the cgroup's limit leaves
-// if that is less. Internal if /proc cannot be read.
-absl::StatusOr<int64_t> AvailableMemoryBytes();
+// if that is less. Internal if /proc cannot be read. `root` stands before /proc and /sys, for
+// tests.
+absl::StatusOr<int64_t> AvailableMemoryBytes(const std::string& root = "");
 
 }  // namespace conclave

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
@@ -88,8 +89,8 @@ class SafetensorsFile {
 // model.safetensors.index.json lists. Thread-safe once open.
 class Checkpoint {
  public:
-  // NotFound if the directory holds neither. DataLoss if a part is missing or bad, or if the index
-  // and the parts disagree on which part holds a tensor.
+  // NotFound if the directory holds neither. DataLoss if the index or a part is bad, or if a
+  // part or a tensor that the index names is missing. Tensors that it does not name are ignored.
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& model_dir);
 
   // DataLoss naming the directory and the tensor if there is no such tensor.
@@ -108,7 +109,6 @@ class Checkpoint {
   explicit Checkpoint(std::string model_dir) : model_dir_(std::move(model_dir)) {}
   absl::Status OpenSinglePart(const std::string& path);
   absl::Status OpenIndexedParts(const std::string& index_path);
-  absl::Status AddPart(std::unique_ptr<SafetensorsFile> part);
 
   const std::string model_dir_;
   std::vector<std::unique_ptr<SafetensorsFile>> parts_;

@@ -57,6 +57,11 @@ absl::Status ReadRows(const Checkpoint& checkpoint, absl::string_view name, int6
 absl::StatusOr<std::vector<BFloat16>> ReadVector(const Checkpoint& checkpoint,
                                                  absl::string_view name, int64_t size);
 
+// OK if `name` has this shape, [size] or [rows, cols], and can be read by the functions above, FP8
+// scales included; otherwise their error. Touches no data.
+absl::Status CheckWeight(const Checkpoint& checkpoint, absl::string_view name,
+                         const std::vector<int64_t>& shape);
+
 // Value of an F8_E4M3 (finite, "FN") byte: 1 sign, 4 exponent (bias 7), 3 mantissa bits; 0x7f and
 // 0xff are NaN, there is no infinity, the largest is 448.
 float Fp8E4M3ToFloat(uint8_t bits);

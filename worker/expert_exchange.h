@@ -30,8 +30,7 @@ class ExpertExchange {
   // returns: no pair is ever skipped.
   // Errors: Unavailable (no shard serves an expert, after the wait), FailedPrecondition (a shard
   // of another model), InvalidArgument (our own frame was refused: a bug).
-  virtual absl::Status Run(const ExpertBatch& batch,
-                           std::vector<const BFloat16*>& expert_rows) = 0;
+  virtual absl::Status Run(const ExpertBatch& batch, std::vector<const BFloat16*>& expert_rows) = 0;
 
   // OK when every expert is reachable now; else Unavailable saying which is not.
   virtual absl::Status Ready() = 0;
