@@ -20,7 +20,7 @@ namespace {
 
 // Large enough that a write costs little against the copy, small enough to stay near the caches.
 constexpr int64_t kChunkElements = 8 << 20;
-constexpr int64_t kGrainElements = 1 << 17;  // a multiple of 8, as FillSynthetic wants
+constexpr int64_t kGrainElements = 1 << 17;  // a multiple of 4, as FillSynthetic wants
 
 int64_t BytesOf(const SyntheticTensor& tensor) {
   int64_t bytes = static_cast<int64_t>(DTypeSize(tensor.entry.dtype));

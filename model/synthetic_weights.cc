@@ -1,5 +1,6 @@
 #include "model/synthetic_weights.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cmath>
@@ -16,6 +17,7 @@ namespace conclave {
 namespace {
 
 constexpr float kMaxE4M3 = 448;
+constexpr uint64_t kGoldenGamma = 0x9e3779b97f4a7c15u;
 
 // The output function of SplitMix64 (Steele, Lea, Flood 2014): any counter gives 64 even bits.
 uint64_t Mix(uint64_t x) {
@@ -25,7 +27,7 @@ uint64_t Mix(uint64_t x) {
 }
 
 uint64_t KeyOf(absl::string_view name, uint64_t seed) {
-  uint64_t key = Mix(seed + 0x9e3779b97f4a7c15u);
+  uint64_t key = Mix(seed + kGoldenGamma);
   for (const char c : name) key = Mix(key ^ static_cast<uint8_t>(c));
   return key;
 }
@@ -52,21 +54,42 @@ SyntheticTensor MakeTensor(std::string name, DType dtype, std::vector<int64_t> s
   return {SafetensorsEntry{std::move(name), dtype, std::move(shape), 0, 0}, center, half_width};
 }
 
-// Calls store(i, value) for i in [begin, begin + count), value in -1..1; four a generator step.
-template <typename Store>
-void ForEachUniform(uint64_t key, int64_t begin, int64_t count, Store store) {
-  for (int64_t i = 0; i < count; i += 4) {
-    const uint64_t bits = Mix(key + static_cast<uint64_t>(begin + i) / 4 * 0x9e3779b97f4a7c15u);
-    for (int64_t lane = 0; lane < 4 && i + lane < count; ++lane) {
-      const int field = static_cast<int>(bits >> (16 * lane) & 0xffff);
-      store(i + lane, (static_cast<float>(field) - 32767.5f) / 32768.0f);
-    }
+constexpr int kBlock = 512;  // elements drawn at once; a constant, so that the loops vectorise
+
+// Elements [begin, begin + kBlock) of the stream of even 16-bit numbers; four a generator step.
+void DrawBlock(uint64_t key, int64_t begin, uint16_t* numbers) {
+  for (int i = 0; i < kBlock / 4; ++i) {
+    const uint64_t bits = Mix(key + (static_cast<uint64_t>(begin) / 4 + i) * kGoldenGamma);
+    std::memcpy(numbers + 4 * i, &bits, sizeof(bits));
   }
 }
 
-template <typename T>
-void Store(uint8_t* out, int64_t index, T value) {
-  std::memcpy(out + index * static_cast<int64_t>(sizeof(T)), &value, sizeof(T));
+// Writes convert(value) for each element, value even within center +- half_width.
+template <typename T, typename Convert>
+void FillEven(const SyntheticTensor& tensor, uint64_t key, int64_t begin, int64_t count,
+              uint8_t* out, Convert convert) {
+  uint16_t numbers[kBlock];
+  T values[kBlock];
+  const float step = tensor.half_width / 32768.0f, center = tensor.center;
+  for (int64_t i = 0; i < count; i += kBlock) {
+    DrawBlock(key, begin + i, numbers);
+    for (int k = 0; k < kBlock; ++k) {
+      values[k] = convert(center + step * (static_cast<float>(numbers[k]) - 32767.5f));
+    }
+    const int64_t used = std::min<int64_t>(kBlock, count - i);
+    std::memcpy(out + i * static_cast<int64_t>(sizeof(T)), values,
+                static_cast<size_t>(used) * sizeof(T));
+  }
+}
+
+void FillE4M3(uint64_t key, int64_t begin, int64_t count, uint8_t* out) {
+  static const std::array<uint8_t, 256> codes = MakeEvenCodes();
+  uint16_t numbers[kBlock];
+  for (int64_t i = 0; i < count; i += kBlock) {
+    DrawBlock(key, begin + i, numbers);
+    const int64_t used = std::min<int64_t>(kBlock, count - i);
+    for (int64_t k = 0; k < used; ++k) out[i + k] = codes[numbers[k] & 0xff];
+  }
 }
 
 }  // namespace
@@ -111,31 +134,15 @@ std::vector<SyntheticTensor> SyntheticTensors(const Qwen3Config& config, DType d
 void FillSynthetic(const SyntheticTensor& tensor, uint64_t seed, int64_t begin, int64_t count,
                    uint8_t* out) {
   const uint64_t key = KeyOf(tensor.entry.name, seed);
-  const float center = tensor.center, half_width = tensor.half_width;
   switch (tensor.entry.dtype) {
-    case DType::kF8E4M3: {
-      static const std::array<uint8_t, 256> codes = MakeEvenCodes();
-      for (int64_t i = 0; i < count; i += 8) {
-        const uint64_t bits = Mix(key + static_cast<uint64_t>(begin + i) / 8 * 0x9e3779b97f4a7c15u);
-        for (int64_t lane = 0; lane < 8 && i + lane < count; ++lane) {
-          out[i + lane] = codes[bits >> (8 * lane) & 0xff];
-        }
-      }
-      return;
-    }
+    case DType::kF8E4M3:
+      return FillE4M3(key, begin, count, out);
     case DType::kF16:
-      ForEachUniform(key, begin, count, [=](int64_t i, float u) {
-        Store(out, i, FloatToHalf(center + half_width * u));
-      });
-      return;
+      return FillEven<uint16_t>(tensor, key, begin, count, out, FloatToHalf);
     case DType::kF32:
-      ForEachUniform(key, begin, count,
-                     [=](int64_t i, float u) { Store(out, i, center + half_width * u); });
-      return;
+      return FillEven<float>(tensor, key, begin, count, out, [](float value) { return value; });
     default:
-      ForEachUniform(key, begin, count, [=](int64_t i, float u) {
-        Store(out, i, ToBFloat16(center + half_width * u).bits);
-      });
+      return FillEven<BFloat16>(tensor, key, begin, count, out, ToBFloat16);
   }
 }
 

@@ -22,7 +22,7 @@ struct SyntheticTensor {
 std::vector<SyntheticTensor> SyntheticTensors(const Qwen3Config& config, DType dtype);
 
 // Elements [begin, begin + count) of the tensor into `out`, in its dtype (BF16, F16, F32 or
-// F8_E4M3). begin is a multiple of 8. Which ranges a tensor is cut into changes nothing.
+// F8_E4M3). begin is a multiple of 4. Which ranges a tensor is cut into changes nothing.
 void FillSynthetic(const SyntheticTensor& tensor, uint64_t seed, int64_t begin, int64_t count,
                    uint8_t* out);
 

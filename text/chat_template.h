@@ -60,8 +60,8 @@ struct ChatPrompt {
 absl::StatusOr<std::string> NormalizeContent(const JsonValue* content);
 
 // What clients send as a call's "arguments" to what models were trained on: a JSON string becomes
-// the value it holds; null, "", [] and {} become {}. InvalidArgument for a string that is not
-// JSON, and for numbers and true.
+// the value it holds; null, "", [], 0 and false become {}; any other value stays. InvalidArgument
+// for a string that is not JSON.
 absl::StatusOr<JsonValue> NormalizeArguments(const JsonValue& arguments);
 absl::StatusOr<JsonValue> NormalizeArguments(absl::string_view json_text);
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,7 @@ class ToolCallParser {
   void Run(bool at_end, Events* events);
   bool RunOutside(bool at_end, Events* events);
   bool RunInside(bool at_end, Events* events);
+  bool GiveUp(Events* events);
   void AddContent(absl::string_view text, Events* events);
   bool AddCall(absl::string_view body, Events* events);
   void EnterCall();
@@ -49,6 +51,7 @@ class ToolCallParser {
   size_t scanned_ = 0;
   bool in_string_ = false;
   bool escaped_ = false;
+  bool broken_ = false;   // can no longer become JSON: its end is all that matters
   size_t first_end_ = 0;  // end of the first </tool_call> inside a string, 0: none
   int num_ends_in_string_ = 0;
 
