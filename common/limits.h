@@ -17,6 +17,16 @@ inline constexpr size_t kMaxExpertFrameBytes = 4 << 20;
 inline constexpr int kMaxGrpcMessageBytes = 16 << 20;
 // Frames of one stream that a shard holds before it stops reading (gRPC then pushes back).
 inline constexpr int kMaxQueuedFramesPerStream = 256;
+// The same bound in bytes, a dispatch counted with its answer: three of the largest frames at
+// top-8, so that the next is there when one has been computed.
+inline constexpr size_t kMaxQueuedBytesPerStream = 128 << 20;
+// Dispatches of all streams that wait for the experts: a full stream of each of 16 workers.
+inline constexpr int kMaxQueuedDispatches = 4096;
+// Pairs that a shard computes at once. Bounds its intermediates: 16,384 pairs of Qwen3-235B-A22B
+// take 16,384 * (4,096 * 2 + 3,072 * 4 + 1,536 * 2 + 4,096 * 4) bytes = 624 MiB.
+inline constexpr int64_t kMaxExpertBatchPairs = 16384;
+// Buffers of tensors that a process keeps although nobody uses them now.
+inline constexpr size_t kMaxIdleTensorBytes = 256 << 20;
 
 // ---- public API ----
 // A prompt of 262,144 tokens is at most ~1 MiB of text; ten times that is not a chat.

@@ -23,12 +23,9 @@ struct ExpertGroup {
   int64_t num_pairs = 0;
 };
 
-// Intermediates, kept between calls so that a step allocates only while it grows.
+// Kept between calls so that a step allocates only while it grows.
 struct ExpertFfnWorkspace {
-  std::vector<BFloat16> gathered;      // [num_pairs, hidden_size]
-  std::vector<float> gate_up;          // [num_pairs, 2 * moe_intermediate_size]
   std::vector<BFloat16> intermediate;  // [num_pairs, moe_intermediate_size]
-  std::vector<float> down;             // [num_pairs, hidden_size]
 };
 
 struct ExpertFfnArgs {
@@ -38,12 +35,13 @@ struct ExpertFfnArgs {
   BFloat16* output = nullptr;               // out [num_pairs, hidden_size], in the pairs' order
   int64_t num_rows = 0;
   int64_t hidden_size = 0;
-  int64_t moe_intermediate_size = 0;
+  int64_t moe_intermediate_size = 0;  // a multiple of PackedMatrix::kPanel
   ExpertFfnWorkspace* workspace = nullptr;
 };
 
 // Per pair: down_proj(silu(gate_proj x) * up_proj x), FP32 sums, BF16 after SwiGLU and at the end.
 // A pair's result depends on its row and expert alone. Each expert's weights are read once.
+// Errors: InvalidArgument (null pointer, size or row out of range, shapes or groups that disagree).
 // Source: Qwen3MoeMLP.forward in transformers.
 absl::Status ExpertFfn(const ExpertFfnArgs& args, const Device& device);
 absl::Status ExpertFfnReference(const ExpertFfnArgs& args);

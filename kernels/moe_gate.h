@@ -18,7 +18,7 @@ struct MoeGateArgs {                   // arrays are row-major
 };
 
 // Softmax over experts, then top-k in falling order; equal logits go to the lower id.
-// Errors: InvalidArgument (a size out of range).
+// Errors: InvalidArgument (null pointer, size out of range), Internal (a logit is not finite).
 // Source: Qwen3MoeSparseMoeBlock.forward in Hugging Face transformers.
 absl::Status MoeGate(const MoeGateArgs& args, const Device& device);
 absl::Status MoeGateReference(const MoeGateArgs& args);

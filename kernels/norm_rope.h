@@ -9,6 +9,9 @@
 
 namespace conclave {
 
+// Widest head served; Qwen3 has 128. Bounds the attention kernels' stack.
+inline constexpr int kMaxHeadDim = 256;
+
 // One decoder layer's KV cache: blocks of block_tokens tokens. Both arrays are BF16, row-major
 // [num_blocks, num_key_value_heads, block_tokens, head_dim].
 struct KvCacheLayer {
@@ -17,7 +20,7 @@ struct KvCacheLayer {
   int64_t num_blocks = 0;
   int num_key_value_heads = 0;
   int block_tokens = 0;
-  int head_dim = 0;
+  int head_dim = 0;  // even, at most kMaxHeadDim
 };
 
 struct NormRopeArgs {
@@ -36,7 +39,8 @@ struct NormRopeArgs {
 };
 
 // Per head: RMSNorm of q and k, rotation by halves (i with i + head_dim / 2), one rounding to
-// BF16; v is rounded as it is. Errors: InvalidArgument (null pointer, size out of range).
+// BF16; v is rounded as it is. Errors: InvalidArgument (null pointer; a size, position or slot out
+// of range).
 // Source: Qwen3Attention.forward and apply_rotary_pos_emb in transformers.
 absl::Status NormRope(const NormRopeArgs& args, const Device& device);
 absl::Status NormRopeReference(const NormRopeArgs& args);

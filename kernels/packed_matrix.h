@@ -29,8 +29,8 @@ class PackedMatrix {
   PackedMatrix(PackedMatrix&&) = default;
   PackedMatrix& operator=(PackedMatrix&&) = default;
 
-  // Stacks the parts' rows (q_proj over k_proj over v_proj) and packs them, in parallel.
-  // Sources are not needed afterwards.
+  // Stacks the parts' rows (q_proj over k_proj over v_proj) and packs them, in parallel (on the
+  // calling thread if `pool` is null). Sources are not needed afterwards and need no alignment.
   static PackedMatrix Pack(absl::Span<const MatrixRows> parts, int64_t in_features,
                            ThreadPool* pool);
 
@@ -52,7 +52,7 @@ class PackedMatrix {
 
  private:
   struct Unmapper {
-    size_t bytes = 0;
+    size_t bytes;  // no initialiser: the class is not complete where unique_ptr wants one
     void operator()(BFloat16* data) const;
   };
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -12,7 +13,7 @@
 namespace conclave {
 
 struct SamplingParams {
-  float temperature = 1;         // 0: greedy (argmax, ties to the lower id)
+  float temperature = 1;         // 0: greedy (argmax, ties to the lower id); at most 2
   int top_k = 0;                 // 0: all
   float top_p = 1;               // smallest set of ids whose probability reaches it
   float min_p = 0;               // ids below min_p * the largest probability are dropped
@@ -49,22 +50,28 @@ struct TokenLogprob {
 
 struct SampleResult {
   uint32_t id = 0;
-  float logprob = 0;  // of the model's own distribution, before temperature and penalties
+  // Of the model's own distribution, before temperature and penalties; 0 unless asked for.
+  float logprob = 0;
   std::vector<TokenLogprob> top_logprobs;
 };
 
 // Order: repetition, frequency and presence penalties, bias, mask, temperature, top_k, top_p,
 // min_p, draw. Draws by a counter-based generator keyed by (seed, position): a replay of the
-// request elsewhere gives the same id. Runs on the calling thread.
+// request elsewhere gives the same id, on any x86-64 CPU. Runs on the calling thread.
+// Errors: InvalidArgument (null pointer, a parameter or a bias out of range, every id forbidden),
+// Internal (a logit is not finite: names it).
 absl::StatusOr<SampleResult> Sample(const SampleArgs& args);
 
 // log softmax of one row at `id`, over the first num_ids ids, in double sums; and the argmax,
-// ties to the lower id. logits: [vocab_size].
+// ties to the lower id. logits: [num_ids] or longer, all finite.
 float LogProb(const float* logits, int64_t num_ids, uint32_t id);
 uint32_t ArgMax(const float* logits, int64_t num_ids);
 
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): a uniform
-// double in [0, 1) from key (seed) and counter (position).
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
+std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key);
+
+// A uniform double in [0, 1): the first 53 bits of Philox4x32 of counter (position) and key (seed),
+// low words first.
 double UniformAt(uint64_t seed, uint64_t position);
 
 }  // namespace conclave
