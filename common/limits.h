@@ -17,6 +17,16 @@ inline constexpr size_t kMaxExpertFrameBytes = 4 << 20;
 inline constexpr int kMaxGrpcMessageBytes = 16 << 20;
 // Frames of one stream that a shard holds before it stops reading (gRPC then pushes back).
 inline constexpr int kMaxQueuedFramesPerStream = 256;
+// The same bound in bytes, a dispatch counted with its answer: three of the largest frames at
+// top-8, so that the next is there when one has been computed.
+inline constexpr size_t kMaxQueuedBytesPerStream = 128 << 20;
+// Dispatches of all streams that wait for the experts: a full stream of each of 16 workers.
+inline constexpr int kMaxQueuedDispatches = 4096;
+// Pairs that a shard computes at once. Bounds its intermediates: 16,384 pairs of Qwen3-235B-A22B
+// take 16,384 * (4,096 * 2 + 3,072 * 4 + 1,536 * 2 + 4,096 * 4) bytes = 624 MiB.
+inline constexpr int64_t kMaxExpertBatchPairs = 16384;
+// Buffers of tensors that a process keeps although nobody uses them now.
+inline constexpr size_t kMaxIdleTensorBytes = 256 << 20;
 
 // ---- public API ----
 // A prompt of 262,144 tokens is at most ~1 MiB of text; ten times that is not a chat.
@@ -47,16 +57,29 @@ inline constexpr int kKvBlockTokens = 16;
 // Token events one request may have unsent before its sequence pauses for a slow reader.
 inline constexpr int kMaxUnsentTokens = 65536;
 
+// Combines that a worker has received and not looked at. It asks for one layer at a time, which is
+// answered in far fewer; more are sent by no shard of ours.
+inline constexpr int kMaxUnreadCombines = 16384;
+
 // ---- model files ----
 inline constexpr size_t kMaxSafetensorsHeaderBytes = 100 << 20;  // the format's own limit
 inline constexpr size_t kMaxJsonFileBytes = 64 << 20;            // tokenizer.json is 11 MB
 inline constexpr int kMaxExperts = 1024;
 inline constexpr int kMaxLayers = 512;
+// Shapes far past any released Qwen3 (5120, 151936, 64, 128), small enough that no product of two
+// overflows int64 and that a lying config cannot ask for all memory.
+inline constexpr int kMaxHiddenSize = 65536;  // also of intermediate_size, moe_intermediate_size
+inline constexpr int kMaxVocabSize = 1 << 20;
+inline constexpr int kMaxAttentionHeads = 1024;
+inline constexpr int kMaxHeadDim = 512;
+inline constexpr int kMaxContextTokens = 1 << 22;
 
 // ---- time ----
 inline constexpr absl::Duration kDefaultRequestDeadline = absl::Hours(1);
 inline constexpr absl::Duration kDescribeDeadline = absl::Seconds(5);
 inline constexpr absl::Duration kControlDeadline = absl::Seconds(5);
+// A shard that has not answered a dispatch after this is taken for lost.
+inline constexpr absl::Duration kDispatchTimeout = absl::Seconds(30);
 // How long a layer waits for a lost shard to return before its requests fail.
 inline constexpr absl::Duration kDefaultShardWait = absl::Seconds(60);
 inline constexpr absl::Duration kDefaultDrainDeadline = absl::Seconds(30);

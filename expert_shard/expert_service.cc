@@ -1,0 +1,104 @@
+#include "expert_shard/expert_service.h"
+
+#include <utility>
+#include <vector>
+
+#include "common/check.h"
+#include "common/errors.h"
+#include "common/log.h"
+#include "rpc/grpc_status.h"
+
+namespace conclave {
+namespace {
+
+// A stream that ends at once.
+class RefusedStream : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
+ public:
+  explicit RefusedStream(const absl::Status& status) { Finish(ToGrpcStatus(status)); }
+  void OnDone() override { delete this; }
+};
+
+}  // namespace
+
+v1::ShardDescription MakeShardDescription(const std::string& model_name, const Qwen3Config& config,
+                                          const std::string& fingerprint,
+                                          const ExpertRunner& runner, uint64_t placement_epoch) {
+  v1::ShardDescription description;
+  v1::ModelInfo& model = *description.mutable_model();
+  model.set_name(model_name);
+  model.set_architecture(std::string(ArchitectureName(config.architecture)));
+  model.set_fingerprint(fingerprint);
+  model.set_num_hidden_layers(config.num_hidden_layers);
+  model.set_hidden_size(config.hidden_size);
+  model.set_num_experts(config.num_experts);
+  model.set_num_experts_per_tok(config.num_experts_per_tok);
+  model.set_vocab_size(config.vocab_size);
+  model.set_max_context(config.MaxContext());
+  model.set_weight_dtype("bf16");
+  for (const int expert : runner.expert_ids()) description.add_expert_ids(expert);
+  description.set_placement_epoch(placement_epoch);
+  description.set_dtype("bf16");
+  description.set_weight_bytes(runner.weight_bytes());
+  return description;
+}
+
+ExpertService::~ExpertService() {
+  absl::MutexLock lock(&mutex_);
+  CHECK(streams_.empty()) << "the server must stop before its service is gone";
+}
+
+void ExpertService::Activate(v1::ShardDescription description, DispatchRules rules,
+                             TokenBatcher* batcher) {
+  CHECK(owned_ == nullptr) << "activated twice";
+  owned_ = std::make_unique<Active>(
+      Active{std::move(description), ShardParts{std::move(rules), batcher, metrics_}});
+  active_.store(owned_.get(), std::memory_order_release);
+  metrics_->ready.Set(1);
+}
+
+void ExpertService::BeginDrain() {
+  std::vector<std::shared_ptr<ForwardStream>> streams;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (draining_.exchange(true)) return;
+    for (const auto& [id, stream] : streams_) streams.push_back(stream);
+  }
+  metrics_->ready.Set(0);
+  metrics_->drains_total.Increment();
+  LOG_INFO("draining {} streams", streams.size());
+  for (const auto& stream : streams) stream->Drain();
+}
+
+grpc::ServerUnaryReactor* ExpertService::Describe(grpc::CallbackServerContext* context,
+                                                  const v1::DescribeShardRequest* /*request*/,
+                                                  v1::ShardDescription* response) {
+  const Active* active = active_.load(std::memory_order_acquire);
+  if (active != nullptr) {
+    *response = active->description;
+    response->set_ready(!draining_.load());
+    response->set_rows_computed(static_cast<uint64_t>(active->parts.batcher->pairs_computed()));
+  }
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(grpc::Status::OK);
+  return reactor;
+}
+
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* ExpertService::Forward(
+    grpc::CallbackServerContext* /*context*/) {
+  const Active* active = active_.load(std::memory_order_acquire);
+  if (active == nullptr) {
+    return new RefusedStream(absl::UnavailableError("the expert shard is loading its experts"));
+  }
+  // Under the lock, so that a drain either refuses this stream or finds it in streams_.
+  absl::MutexLock lock(&mutex_);
+  if (draining_.load()) return new RefusedStream(errors::Draining("expert shard"));
+  const int64_t id = next_stream_id_++;
+  std::shared_ptr<ForwardStream> stream = ForwardStream::Start(&active->parts, [this, id] {
+    absl::MutexLock on_done_lock(&mutex_);
+    streams_.erase(id);
+  });
+  streams_.emplace(id, stream);
+  return stream.get();
+}
+
+}  // namespace conclave

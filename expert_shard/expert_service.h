@@ -1,0 +1,61 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/types/span.h"
+#include "expert_shard/forward_stream.h"
+#include "model/qwen3_config.h"
+#include "proto/conclave/v1/expert_shard.grpc.pb.h"
+
+namespace conclave {
+
+// What Describe answers about a loaded shard, but for `ready` and `rows_computed`.
+v1::ShardDescription MakeShardDescription(const std::string& model_name, const Qwen3Config& config,
+                                          const std::string& fingerprint,
+                                          const ExpertRunner& runner, uint64_t placement_epoch);
+
+// The gRPC face of a shard. It serves from the start: until Activate, Describe says not ready and
+// streams are refused with Unavailable.
+class ExpertService final
+    : public v1::ExpertShard::WithRawCallbackMethod_Forward<
+          v1::ExpertShard::WithCallbackMethod_Describe<v1::ExpertShard::Service>> {
+ public:
+  explicit ExpertService(ShardMetrics* metrics) : metrics_(metrics) {}
+  ~ExpertService() override;  // the server has stopped
+
+  // The experts are loaded: serves them from now on. Call once; `batcher` outlives the server.
+  void Activate(v1::ShardDescription description, DispatchRules rules, TokenBatcher* batcher);
+
+  // Takes no more dispatches, answers the accepted ones, then ends every stream with Unavailable.
+  // Does not wait: ServerRunner::DrainAndStop does. Any thread.
+  void BeginDrain();
+
+  grpc::ServerUnaryReactor* Describe(grpc::CallbackServerContext* context,
+                                     const v1::DescribeShardRequest* request,
+                                     v1::ShardDescription* response) override;
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Forward(
+      grpc::CallbackServerContext* context) override;
+
+ private:
+  struct Active {
+    v1::ShardDescription description;
+    ShardParts parts;
+  };
+
+  ShardMetrics* const metrics_;
+  std::unique_ptr<const Active> owned_;         // written once, before active_
+  std::atomic<const Active*> active_{nullptr};  // null until the experts are loaded
+  std::atomic<bool> draining_{false};
+
+  absl::Mutex mutex_;
+  int64_t next_stream_id_ ABSL_GUARDED_BY(mutex_) = 0;
+  absl::flat_hash_map<int64_t, std::shared_ptr<ForwardStream>> streams_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace conclave

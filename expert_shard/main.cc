@@ -1,0 +1,205 @@
+// conclave-expert-shard: hosts experts of one Qwen3 MoE model for any number of workers.
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <filesystem>
+#include <iostream>
+#include <random>
+#include <string>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "common/errors.h"
+#include "common/limits.h"
+#include "common/log.h"
+#include "common/metrics.h"
+#include "common/status_macros.h"
+#include "expert_shard/expert_service.h"
+#include "kernels/device.h"
+#include "model/expert_placement.h"
+#include "model/fingerprint.h"
+#include "model/memory_plan.h"
+#include "model/qwen3_config.h"
+#include "rpc/address.h"
+#include "rpc/announce.h"
+#include "rpc/server_runner.h"
+#include "rpc/shutdown_signals.h"
+
+namespace conclave {
+namespace {
+
+struct ShardOptions {
+  std::string model;
+  std::string experts;
+  int shard_index = -1;
+  int num_shards = 0;
+  std::string listen = "127.0.0.1:50052";
+  std::string metrics_listen = "127.0.0.1:0";
+  std::string tls_cert_file;
+  std::string tls_key_file;
+  std::string log_level = "info";
+  std::string cpu_isa = "auto";
+  int threads = 0;
+  double drain_seconds = absl::ToDoubleSeconds(limits::kDefaultDrainDeadline);
+};
+
+void AddFlags(CLI::App* app, ShardOptions* options) {
+  app->add_option("--model", options->model, "Directory of the checkpoint")->required();
+  app->add_option("--experts", options->experts, "Experts to host, such as 0-31,40");
+  app->add_option("--shard_index", options->shard_index,
+                  "Host the experts of this shard of --num_shards instead");
+  app->add_option("--num_shards", options->num_shards);
+  app->add_option("--listen", options->listen, "HOST:PORT of gRPC; port 0 picks a free one")
+      ->capture_default_str();
+  app->add_option("--metrics_listen", options->metrics_listen, "HOST:PORT of /metrics")
+      ->capture_default_str();
+  app->add_option("--tls_cert_file", options->tls_cert_file, "PEM certificate; with the key: TLS");
+  app->add_option("--tls_key_file", options->tls_key_file, "PEM private key");
+  app->add_option("--threads", options->threads, "Compute threads; 0: one a core")
+      ->capture_default_str();
+  app->add_option("--cpu_isa", options->cpu_isa, "auto, plain, avx2, avx512 or avx512_bf16")
+      ->capture_default_str();
+  app->add_option("--drain_seconds", options->drain_seconds,
+                  "Time to finish what was accepted before a stop")
+      ->capture_default_str();
+  app->add_option("--log_level", options->log_level, "debug, info, warning or error")
+      ->capture_default_str();
+}
+
+absl::StatusOr<std::vector<int>> ChooseExperts(const ShardOptions& options,
+                                               const Qwen3Config& config) {
+  if (config.num_experts == 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(options.model, " is a dense model: its worker needs no expert shard"));
+  }
+  const bool by_index = options.shard_index >= 0 || options.num_shards != 0;
+  if (by_index == !options.experts.empty()) {
+    return absl::InvalidArgumentError(
+        "want either --experts or both --shard_index and --num_shards");
+  }
+  if (!by_index) return ParseExpertList(options.experts, config.num_experts);
+  if (options.num_shards < 1 || options.num_shards > config.num_experts) {
+    return errors::OutOfRange("--num_shards", options.num_shards,
+                              absl::StrCat("1..", config.num_experts));
+  }
+  if (options.shard_index < 0 || options.shard_index >= options.num_shards) {
+    return errors::OutOfRange("--shard_index", options.shard_index,
+                              absl::StrCat("0..", options.num_shards - 1));
+  }
+  return ExpertsOfShard(config.num_experts, options.num_shards, options.shard_index);
+}
+
+absl::Status CheckNumbers(const ShardOptions& options) {
+  if (options.threads < 0 || options.threads > 1024) {
+    return errors::OutOfRange("--threads", options.threads, "0..1024");
+  }
+  if (!(options.drain_seconds >= 0 && options.drain_seconds <= 3600)) {
+    return errors::OutOfRange("--drain_seconds", options.drain_seconds, "0..3600");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckMemory(const Qwen3Config& config, size_t num_experts) {
+  MemoryPlan plan;
+  plan.expert_weight_bytes = ExpertWeightBytes(config, static_cast<int>(num_experts));
+  ASSIGN_OR_RETURN(const int64_t available, AvailableMemoryBytes());
+  return CheckFits(plan, available);
+}
+
+// Differs from start to start, so that a worker notices that a shard is another one than before.
+uint64_t NewPlacementEpoch() {
+  std::random_device random;
+  const uint64_t high = random();
+  return ((high << 32) | random()) ^ static_cast<uint64_t>(absl::ToUnixNanos(absl::Now()));
+}
+
+std::string ModelName(const std::string& model_dir) {
+  const auto path = std::filesystem::path(model_dir).lexically_normal();
+  return (path.has_filename() ? path : path.parent_path()).filename().string();
+}
+
+LoadProgress LogProgress(const ShutdownSignals& signals) {
+  return [&signals, next_percent = 10](size_t done, size_t total) mutable {
+    const int percent = static_cast<int>(100.0 * static_cast<double>(done) / total);
+    if (percent >= next_percent) {
+      LOG_INFO("loaded {} % of {} MB of experts", percent, total / 1'000'000);
+      next_percent = percent / 10 * 10 + 10;
+    }
+    return !signals.Requested();
+  };
+}
+
+absl::StatusOr<std::unique_ptr<ExpertRunner>> LoadRunner(
+    const ShardOptions& options, const Qwen3Config& config, const std::vector<int>& experts,
+    const Device& device, const ShutdownSignals& signals, std::string* fingerprint) {
+  RETURN_IF_ERROR(CheckMemory(config, experts.size()));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(options.model));
+  ASSIGN_OR_RETURN(*fingerprint, Fingerprint(*checkpoint, config));
+  return ExpertRunner::Load(*checkpoint, config, experts, device, LogProgress(signals));
+}
+
+absl::Status Run(const ShardOptions& options) {
+  ShutdownSignals signals;
+  RETURN_IF_ERROR(InitLog("expert-shard", options.log_level));
+  RETURN_IF_ERROR(CheckNumbers(options));
+  ASSIGN_OR_RETURN(const CpuIsa isa, ParseCpuIsa(options.cpu_isa));
+  ASSIGN_OR_RETURN(const Qwen3Config config, LoadQwen3Config(options.model));
+  ASSIGN_OR_RETURN(const std::vector<int> experts, ChooseExperts(options, config));
+  const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
+  ThreadPool pool(options.threads > 0 ? options.threads : static_cast<int>(cores));
+  LOG_INFO("model {}, experts {} of {}, {} threads, {}", options.model, FormatExpertList(experts),
+           config.num_experts, pool.num_threads(), std::string(CpuIsaName(isa)));
+
+  Metrics metrics;
+  ShardMetrics shard_metrics(&metrics, config);
+  ASSIGN_OR_RETURN(const HostPort metrics_listen, ParseHostPort(options.metrics_listen));
+  ASSIGN_OR_RETURN(const int metrics_port, metrics.Serve(metrics_listen.host, metrics_listen.port));
+  std::unique_ptr<ExpertRunner> runner;
+  std::unique_ptr<TokenBatcher> batcher;
+  ExpertService service(&shard_metrics);  // after what it uses, before the server that calls it
+  ServerOptions server_options;
+  server_options.listen = options.listen;
+  server_options.services = {&service};
+  server_options.traffic = Traffic::kTensors;
+  server_options.tls_cert_file = options.tls_cert_file;
+  server_options.tls_key_file = options.tls_key_file;
+  ASSIGN_OR_RETURN(const std::unique_ptr<ServerRunner> server, ServerRunner::Start(server_options));
+  PrintListening({{"grpc", server->address()},
+                  {"metrics", FormatHostPort(metrics_listen.host, metrics_port)}});
+
+  std::string fingerprint;
+  absl::StatusOr<std::unique_ptr<ExpertRunner>> loaded =
+      LoadRunner(options, config, experts, Device{isa, &pool}, signals, &fingerprint);
+  if (absl::IsCancelled(loaded.status())) return absl::OkStatus();
+  if (!loaded.ok()) return loaded.status();
+  runner = *std::move(loaded);
+  batcher = std::make_unique<TokenBatcher>(runner.get(), &shard_metrics);
+  const uint64_t epoch = NewPlacementEpoch();
+  service.Activate(
+      MakeShardDescription(ModelName(options.model), config, fingerprint, *runner, epoch),
+      DispatchRules(config, experts, epoch), batcher.get());
+  server->SetServing(true);
+  PrintReady();
+  LOG_INFO("serving {} MB of experts on {}", runner->weight_bytes() / 1'000'000, server->address());
+
+  signals.Wait();
+  server->SetServing(false);
+  service.BeginDrain();
+  server->DrainAndStop(absl::Seconds(options.drain_seconds));
+  batcher->Stop();
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace conclave
+
+int main(int argc, char** argv) {
+  conclave::ShardOptions options;
+  CLI::App app("Hosts experts of a Qwen3 mixture-of-experts model for Conclave's workers.");
+  conclave::AddFlags(&app, &options);
+  CLI11_PARSE(app, argc, argv);
+  const absl::Status status = conclave::Run(options);
+  if (status.ok()) return 0;
+  std::cerr << "conclave-expert-shard: " << status.ToString() << std::endl;
+  return 1;
+}

@@ -1,0 +1,143 @@
+#include "expert_shard/token_batcher.h"
+
+#include <utility>
+
+#include "common/errors.h"
+#include "common/log.h"
+
+namespace conclave {
+namespace {
+
+bool Abandoned(const QueuedDispatch& dispatch) {
+  return dispatch.abandoned != nullptr && dispatch.abandoned->load(std::memory_order_relaxed);
+}
+
+// The rows of all dispatches, one after another; copied only if there are several.
+const BFloat16* MergeRows(std::vector<QueuedDispatch>& batch, BufferPool& pool,
+                          std::shared_ptr<uint8_t>* merged) {
+  if (batch.size() == 1) return batch[0].frame.hidden_states.Rows(pool);
+  size_t bytes = 0;
+  for (const QueuedDispatch& dispatch : batch) bytes += dispatch.frame.hidden_states.size();
+  *merged = pool.Take(bytes);
+  uint8_t* out = merged->get();
+  for (const QueuedDispatch& dispatch : batch) {
+    const TensorBytes& tensor = dispatch.frame.hidden_states;
+    tensor.CopyTo(0, tensor.size(), out);
+    out += tensor.size();
+  }
+  return reinterpret_cast<const BFloat16*>(merged->get());
+}
+
+}  // namespace
+
+TokenBatcher::TokenBatcher(ExpertRunner* runner, ShardMetrics* metrics, Options options)
+    : runner_(runner), metrics_(metrics), options_(options), thread_([this] { ThreadMain(); }) {}
+
+TokenBatcher::~TokenBatcher() { Stop(); }
+
+absl::Status TokenBatcher::Submit(QueuedDispatch dispatch) {
+  absl::MutexLock lock(&mutex_);
+  if (stopping_) return errors::Draining("expert shard");
+  if (queue_.size() >= static_cast<size_t>(options_.max_queued_dispatches)) {
+    return errors::Overloaded("dispatch queue", options_.max_queued_dispatches);
+  }
+  queue_.push_back(std::move(dispatch));
+  metrics_->queue_frames.Set(static_cast<double>(queue_.size()));
+  return absl::OkStatus();
+}
+
+void TokenBatcher::Stop() {
+  {
+    absl::MutexLock lock(&mutex_);
+    stopping_ = true;
+  }
+  absl::MutexLock lock(&join_mutex_);
+  if (thread_.joinable()) thread_.join();
+}
+
+void TokenBatcher::ThreadMain() {
+  while (true) {
+    Batch batch = TakeBatch();
+    if (batch.empty()) return;
+    // What came too late is answered without computing it.
+    const absl::Time now = absl::Now();
+    Batch timely;
+    for (QueuedDispatch& dispatch : batch) {
+      if (Abandoned(dispatch)) {
+        dispatch.done(absl::CancelledError("the stream ended"));
+      } else if (dispatch.deadline <= now) {
+        dispatch.done(absl::DeadlineExceededError("the dispatch's deadline passed in the queue"));
+      } else {
+        timely.push_back(std::move(dispatch));
+      }
+    }
+    if (!timely.empty()) Compute(std::move(timely));
+  }
+}
+
+TokenBatcher::Batch TokenBatcher::TakeBatch() {
+  absl::MutexLock lock(&mutex_);
+  mutex_.Await(absl::Condition(this, &TokenBatcher::HasWorkOrStopping));
+  Batch batch;
+  if (queue_.empty()) return batch;
+  const uint32_t layer = queue_.front().frame.header.layer();
+  int64_t num_pairs = 0;
+  std::deque<QueuedDispatch> others;
+  for (QueuedDispatch& dispatch : queue_) {
+    const int64_t pairs = dispatch.frame.header.pair_rows_size();
+    const bool fits = batch.empty() || num_pairs + pairs <= options_.max_batch_pairs;
+    if (dispatch.frame.header.layer() != layer || !fits) {
+      others.push_back(std::move(dispatch));
+      continue;
+    }
+    num_pairs += pairs;
+    batch.push_back(std::move(dispatch));
+  }
+  queue_ = std::move(others);
+  metrics_->queue_frames.Set(static_cast<double>(queue_.size()));
+  return batch;
+}
+
+void TokenBatcher::Compute(Batch batch) {
+  const absl::Time start = absl::Now();
+  const int layer = static_cast<int>(batch[0].frame.header.layer());
+  std::vector<const v1::ExpertDispatch*> headers;
+  int64_t num_rows = 0;
+  for (const QueuedDispatch& dispatch : batch) {
+    headers.push_back(&dispatch.frame.header);
+    num_rows += dispatch.frame.header.num_rows();
+  }
+  MergePairs(headers, &pairs_);
+  std::shared_ptr<uint8_t> merged;
+  const BFloat16* hidden_states = MergeRows(batch, pool_, &merged);
+  const size_t row_values = static_cast<size_t>(runner_->hidden_size());
+  const int64_t num_pairs = static_cast<int64_t>(pairs_.pair_rows.size());
+  const std::shared_ptr<uint8_t> output = pool_.Take(num_pairs * row_values * sizeof(BFloat16));
+  auto* rows = reinterpret_cast<BFloat16*>(output.get());
+  const absl::Status status =
+      runner_->Run(layer, hidden_states, num_rows, pairs_.pair_rows, pairs_.pair_experts, rows);
+  const absl::Duration compute_time = absl::Now() - start;
+  if (!status.ok()) LOG_ERROR("a batch of layer {} failed: {}", layer, status.ToString());
+
+  pairs_computed_.fetch_add(num_pairs, std::memory_order_relaxed);
+  metrics_->rows_total.Increment(static_cast<double>(num_pairs));
+  metrics_->batches_total.Increment();
+  metrics_->batch_rows.Observe(static_cast<double>(num_pairs));
+  metrics_->batch_dispatches.Observe(static_cast<double>(batch.size()));
+  metrics_->compute_seconds.Observe(absl::ToDoubleSeconds(compute_time));
+  metrics_->AddLoad(layer, runner_->expert_ids(), pairs_.pair_experts);
+
+  for (size_t d = 0; d < batch.size(); ++d) {
+    if (!status.ok()) {
+      batch[d].done(status);
+      continue;
+    }
+    DispatchResult result{{}, output, compute_time};
+    for (const MergedPairs::Run& run : pairs_.runs[d]) {
+      result.rows.push_back({rows + run.first_pair * row_values, run.num_pairs});
+    }
+    batch[d].done(std::move(result));
+  }
+}
+
+}  // namespace conclave

@@ -1,0 +1,92 @@
+#pragma once
+
+#include <cstdint>
+
+#include "common/bfloat16.h"
+
+// The inner loops that exist once per instruction set. The files that implement them are compiled
+// with that set's flags, so this header declares plain structs only: an inline function defined
+// here could be emitted with AVX-512 in it and then be linked into code that runs anywhere.
+namespace conclave::cpu {
+
+// Rows and panels one LinearTile may have; each instruction set has its own best shape within.
+inline constexpr int kMaxTileRows = 6;
+inline constexpr int kMaxTilePanels = 4;
+inline constexpr int kPanelWidth = 16;
+inline constexpr int kSumsStride = kMaxTilePanels * kPanelWidth;  // floats from row to row of sums
+
+// sums[r][16 * p + lane] = sum over pairs of rows[r][2i] * panel p's [i][lane][0], then of
+// rows[r][2i + 1] * [i][lane][1]: one chain of additions per sum, so that the bits depend on
+// nothing but the row and the weights.
+struct LinearTile {
+  const BFloat16* const* rows = nullptr;    // [num_rows] to [in_features]
+  const BFloat16* const* panels = nullptr;  // [num_panels], see PackedMatrix::Panel
+  int num_rows = 0;                         // 1 .. CpuOps::tile_rows[num_panels]
+  int num_panels = 0;                       // 1, 2 or 4
+  int64_t in_features = 0;
+  int64_t pair_begin = 0;  // inputs 2 * pair_begin up to 2 * pair_end
+  int64_t pair_end = 0;
+  bool resume = false;    // go on from `sums` instead of from zero
+  float* sums = nullptr;  // [num_rows][kSumsStride], 64-byte aligned
+};
+
+// Query rows (token, head) of one tile of one KV head.
+inline constexpr int kMaxAttentionRows = 32;
+inline constexpr int kAttentionBlock = 16;  // tokens of a KV block
+inline constexpr int kMaxHeadDim = 256;
+
+// Online softmax of rows over some positions.
+struct AttentionState {
+  float* max = nullptr;    // [rows]; -infinity: no position was visible
+  float* sum = nullptr;    // [rows]
+  float* mix = nullptr;    // [rows][mix_stride], 64-byte aligned: sum of weight * v
+  int64_t mix_stride = 0;  // head_dim rounded up to 16
+};
+
+// Rows r = token * group + head against the keys at positions [begin, end).
+struct AttentionSegment {
+  const BFloat16* q = nullptr;  // first token, first head of the group
+  int64_t q_stride = 0;         // values from token to token
+  int num_tokens = 0;
+  int group = 0;               // query heads per KV head
+  int64_t first_position = 0;  // of the first token
+  int64_t begin = 0;           // on a block's edge
+  int64_t end = 0;
+  const int32_t* block_table = nullptr;
+  const BFloat16* k = nullptr;  // this KV head in block 0
+  const BFloat16* v = nullptr;
+  int64_t block_stride = 0;  // values from block to block
+  int head_dim = 0;
+  float scale = 0;
+  AttentionState state;  // out
+};
+
+struct CpuOps {
+  int tile_rows[kMaxTilePanels + 1];  // most rows of a LinearTile by its panels; 0: no such shape
+  int main_panels;                    // panels of the shape for many rows
+
+  void (*linear_tile)(const LinearTile& tile);
+  void (*rms_norm)(const float* input, const float* weight, int64_t size, float eps,
+                   BFloat16* output);
+  // RMSNorm of a head, then rotation; cos and sin are [head_dim / 2].
+  void (*norm_rope)(const float* head, const float* weight, const float* cos, const float* sin,
+                    int head_dim, float eps, BFloat16* output);
+  void (*round)(const float* input, int64_t size, BFloat16* output);
+  void (*swiglu)(const float* gate, const float* up, int64_t size, BFloat16* output);
+  // residual += sum over i of weights[i] * rows[i].
+  void (*moe_combine)(const BFloat16* const* rows, const float* weights, int num_rows, int64_t size,
+                      float* residual);
+  void (*attention_segment)(const AttentionSegment& segment);
+  // Adds the positions of `from`, which come after those of `into`.
+  void (*attention_merge)(const AttentionState& from, int num_rows, const AttentionState& into);
+  void (*attention_finish)(const AttentionState& state, int row, int head_dim, BFloat16* output);
+};
+
+extern const CpuOps kPlainOps;
+#if defined(__x86_64__)
+extern const CpuOps kAvx2Ops;
+extern const CpuOps kAvx512Ops;
+extern const CpuOps kAvx512Bf16Ops;
+#endif
+
+}  // namespace conclave::cpu

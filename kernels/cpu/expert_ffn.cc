@@ -1,0 +1,103 @@
+#include "kernels/expert_ffn.h"
+
+#include <algorithm>
+
+#include "common/status_macros.h"
+#include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/panel_sums.h"
+#include "kernels/validate.h"
+
+namespace conclave {
+namespace {
+
+constexpr int64_t kPanel = cpu::kPanelWidth;
+
+// One item is (group, a few panels): experts of one step are spread over the threads without a
+// barrier between them, and each panel is read by one thread.
+struct Items {
+  int64_t per_group = 0;
+  int panels = 0;  // of one item
+};
+
+Items CutPanels(int64_t num_groups, int64_t num_panels, int num_threads, int max_panels) {
+  Items items;
+  items.panels = std::min(max_panels, cpu::PanelsPerItem(num_groups * num_panels, num_threads));
+  items.per_group = (num_panels + items.panels - 1) / items.panels;
+  return items;
+}
+
+// intermediate[pair] = silu(gate_proj x) * up_proj x for the panels of one item: as many gate
+// panels as up panels, so that a thread finds both halves of SwiGLU in its own sums.
+void GateUp(const ExpertFfnArgs& args, const cpu::CpuOps& ops, const ExpertGroup& group,
+            int64_t first_panel, int num_panels) {
+  const PackedMatrix& weight = group.weights->gate_up_proj;
+  const int64_t size = args.moe_intermediate_size;
+  const BFloat16* panels[cpu::kMaxTilePanels];
+  for (int p = 0; p < num_panels; ++p) {
+    panels[p] = weight.Panel(first_panel + p);
+    panels[num_panels + p] = weight.Panel(size / kPanel + first_panel + p);
+  }
+  auto row_at = [&](int64_t pair) {
+    return args.hidden_states + int64_t{args.pair_rows[pair]} * args.hidden_size;
+  };
+  auto emit = [&](int64_t pair, const float* sums) {
+    ops.swiglu(sums, sums + num_panels * kPanel, num_panels * kPanel,
+               args.workspace->intermediate.data() + pair * size + first_panel * kPanel);
+  };
+  cpu::PanelSums(ops, panels, 2 * num_panels, args.hidden_size, group.first_pair,
+                 group.first_pair + group.num_pairs, row_at, emit);
+}
+
+void Down(const ExpertFfnArgs& args, const cpu::CpuOps& ops, const ExpertGroup& group,
+          int64_t first_panel, int num_panels) {
+  const int64_t size = args.moe_intermediate_size;
+  const BFloat16* panels[cpu::kMaxTilePanels];
+  for (int p = 0; p < num_panels; ++p) panels[p] = group.weights->down_proj.Panel(first_panel + p);
+  const int64_t first_out = first_panel * kPanel;
+  const int64_t num_outs = std::min<int64_t>(num_panels * kPanel, args.hidden_size - first_out);
+  auto row_at = [&](int64_t pair) { return args.workspace->intermediate.data() + pair * size; };
+  auto emit = [&](int64_t pair, const float* sums) {
+    ops.round(sums, num_outs, args.output + pair * args.hidden_size + first_out);
+  };
+  cpu::PanelSums(ops, panels, num_panels, size, group.first_pair,
+                 group.first_pair + group.num_pairs, row_at, emit);
+}
+
+}  // namespace
+
+absl::Status ExpertFfn(const ExpertFfnArgs& args, const Device& device) {
+  RETURN_IF_ERROR(Validate(args));
+  const int64_t num_pairs = static_cast<int64_t>(args.pair_rows.size());
+  if (num_pairs == 0) return absl::OkStatus();
+  const size_t intermediate_size = num_pairs * args.moe_intermediate_size;
+  if (args.workspace->intermediate.size() < intermediate_size) {
+    args.workspace->intermediate.resize(intermediate_size);
+  }
+  const cpu::CpuOps& ops = cpu::OpsFor(device.isa);
+  const int num_threads = device.pool == nullptr ? 1 : device.pool->num_threads();
+  const int64_t num_groups = static_cast<int64_t>(args.groups.size());
+
+  auto run = [&](int64_t num_panels, int max_panels, size_t weight_bytes, auto run_item) {
+    const Items items = CutPanels(num_groups, num_panels, num_threads, max_panels);
+    const double rows_per_group = static_cast<double>(num_pairs) / static_cast<double>(num_groups);
+    const double nanoseconds =
+        static_cast<double>(num_groups) *
+        cpu::LinearNanoseconds(static_cast<int64_t>(rows_per_group + 1), weight_bytes);
+    cpu::ForRange(
+        device, num_groups * items.per_group, nanoseconds, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            const ExpertGroup& group = args.groups[i / items.per_group];
+            const int64_t first = i % items.per_group * items.panels;
+            run_item(args, ops, group, first,
+                     static_cast<int>(std::min<int64_t>(items.panels, num_panels - first)));
+          }
+        });
+  };
+  const ExpertWeights& weights = *args.groups[0].weights;
+  run(args.moe_intermediate_size / kPanel, cpu::kMaxTilePanels / 2, weights.gate_up_proj.bytes(),
+      GateUp);
+  run(weights.down_proj.num_panels(), cpu::kMaxTilePanels, weights.down_proj.bytes(), Down);
+  return absl::OkStatus();
+}
+
+}  // namespace conclave

@@ -1,0 +1,20 @@
+// The kernels for x86-64 with AVX-512 and BF16 products (compiled with their flags).
+// Everything but the table is private to this file.
+#include <immintrin.h>
+
+#include "kernels/cpu/cpu_ops.h"
+
+#define CONCLAVE_BF16_DOT
+
+namespace conclave::cpu {
+namespace {
+
+#include "kernels/cpu/vec_avx512.inc"
+// The vectors come first: the kernels are written with them.
+#include "kernels/cpu/kernels.inc"
+
+}  // namespace
+
+const CpuOps kAvx512Bf16Ops = kOps;
+
+}  // namespace conclave::cpu

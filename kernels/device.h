@@ -1,0 +1,27 @@
+#pragma once
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "common/thread_pool.h"
+
+namespace conclave {
+
+// Instruction sets the CPU kernels are written for, in rising order. Results are equal for every
+// batch, thread count and sharding on one of them; two of them may round differently.
+enum class CpuIsa { kPlain, kAvx2, kAvx512, kAvx512Bf16 };
+
+// The highest one this CPU and operating system run.
+CpuIsa DetectCpuIsa();
+
+// "auto", "plain", "avx2", "avx512", "avx512_bf16". InvalidArgument for another word, or for one
+// that this CPU does not run.
+absl::StatusOr<CpuIsa> ParseCpuIsa(absl::string_view name);
+absl::string_view CpuIsaName(CpuIsa isa);
+
+// Where ops run: the chosen instruction set and the threads. Cheap to copy; `pool` is borrowed.
+struct Device {
+  CpuIsa isa = CpuIsa::kPlain;
+  ThreadPool* pool = nullptr;
+};
+
+}  // namespace conclave

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "common/bfloat16.h"
+#include "kernels/device.h"
+#include "kernels/packed_matrix.h"
+
+namespace conclave {
+
+struct LinearArgs {                 // arrays are row-major
+  const BFloat16* input = nullptr;  // [num_rows, in_features]
+  const PackedMatrix* weight = nullptr;
+  float* output = nullptr;  // out [num_rows, out_features], FP32 sums, not rounded
+  int64_t num_rows = 0;
+  bool accumulate = false;  // output += the product: the residual stream
+};
+
+// output[r, o] = sum over k of input[r, k] * weight[o, k], FP32 sums over rising k.
+// Bytes: weight.bytes() once for up to a tile of rows. FLOPs: 2 * num_rows * out * in.
+// Errors: InvalidArgument (null pointer or negative size).
+absl::Status Linear(const LinearArgs& args, const Device& device);
+absl::Status LinearReference(const LinearArgs& args);  // same contract, plain loops
+
+}  // namespace conclave

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+
+namespace conclave {
+
+// The experts of shard `shard_idx` of `num_shards`: contiguous ranges whose sizes differ by at
+// most one, longer ones first. 128 experts on 3 shards: 0..42, 43..85, 86..127.
+// Requires num_experts >= 0, num_shards >= 1 and 0 <= shard_idx < num_shards.
+std::vector<int> ExpertsOfShard(int num_experts, int num_shards, int shard_idx);
+
+// Reads "0-31,40": ascending ids. InvalidArgument: empty, not a number, a range that runs
+// backwards, an id twice, or one not below num_experts.
+absl::StatusOr<std::vector<int>> ParseExpertList(absl::string_view text, int num_experts);
+
+// The shortest text that ParseExpertList reads back as `experts` (ascending, distinct).
+std::string FormatExpertList(absl::Span<const int> experts);
+
+// What one shard says it owns; the same experts in every sparse layer.
+struct ShardExperts {
+  int shard_idx = 0;  // the caller's own number for the shard
+  std::vector<int> experts;
+};
+
+// Which shards can run an expert. Immutable: build a new one when a Describe says otherwise.
+class ExpertPlacement {
+ public:
+  ExpertPlacement() = default;  // no experts
+
+  // InvalidArgument: an expert not below num_experts, or a shard that names one twice or appears
+  // twice. An expert that nobody owns is no error here; see MissingExperts.
+  static absl::StatusOr<ExpertPlacement> Make(int num_experts,
+                                              absl::Span<const ShardExperts> shards);
+
+  int num_experts() const { return static_cast<int>(replicas_.size()); }
+
+  // shard_idx of every shard that owns the expert, in the order given to Make.
+  absl::Span<const int> ReplicasOf(int expert) const { return replicas_[expert]; }
+
+  // Ascending; empty if every expert has an owner.
+  std::vector<int> MissingExperts() const;
+
+ private:
+  std::vector<std::vector<int>> replicas_;  // [num_experts]
+};
+
+}  // namespace conclave

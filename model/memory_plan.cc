@@ -1,0 +1,117 @@
+#include "model/memory_plan.h"
+
+#include <algorithm>
+#include <fstream>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "model/weight_catalog.h"
+
+namespace conclave {
+namespace {
+
+int64_t Elements(const WeightSpec& spec) {
+  int64_t count = 1;
+  for (const int64_t dimension : spec.shape) count *= dimension;
+  return count;
+}
+
+int64_t WorkerParameters(const Qwen3Config& config) {
+  int64_t count = 0;
+  for (const WeightSpec& spec : WeightCatalog(config)) {
+    if (spec.owner == WeightOwner::kWorker) count += Elements(spec);
+  }
+  return count;
+}
+
+int64_t ExpertParameters(const Qwen3Config& config) {  // gate_proj, up_proj and down_proj
+  return int64_t{3} * config.hidden_size * config.moe_intermediate_size;
+}
+
+std::string Gigabytes(int64_t bytes) {
+  return absl::StrFormat("%.2f GB", static_cast<double>(bytes) / 1e9);
+}
+
+// The number after `key` at the start of a line, as /proc/meminfo and memory.stat are written.
+std::optional<int64_t> FieldOf(const std::string& path, absl::string_view key) {
+  std::ifstream file(path);
+  std::string word, rest;
+  int64_t value = 0;
+  while (file >> word) {
+    if (word == key && file >> value) return value;
+    std::getline(file, rest);
+  }
+  return std::nullopt;
+}
+
+// The number that is all of the file; nullopt for "max" or no file.
+std::optional<int64_t> NumberIn(const std::string& path) {
+  std::ifstream file(path);
+  int64_t value = 0;
+  if (file >> value) return value;
+  return std::nullopt;
+}
+
+}  // namespace
+
+int64_t TotalParameters(const Qwen3Config& config) {
+  return WorkerParameters(config) +
+         int64_t{config.NumSparseLayers()} * config.num_experts * ExpertParameters(config);
+}
+
+int64_t ActiveParameters(const Qwen3Config& config) {
+  return WorkerParameters(config) +
+         int64_t{config.NumSparseLayers()} * config.num_experts_per_tok * ExpertParameters(config);
+}
+
+int64_t WorkerWeightBytes(const Qwen3Config& config) { return 2 * WorkerParameters(config); }
+
+int64_t ExpertBytes(const Qwen3Config& config) { return 2 * ExpertParameters(config); }
+
+int64_t ExpertWeightBytes(const Qwen3Config& config, int num_experts) {
+  return int64_t{config.NumSparseLayers()} * num_experts * ExpertBytes(config);
+}
+
+int64_t KvBytesPerToken(const Qwen3Config& config) {
+  return int64_t{2} * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2;
+}
+
+int64_t MemoryPlan::TotalBytes() const {
+  return worker_weight_bytes + expert_weight_bytes + kv_tokens * kv_bytes_per_token +
+         workspace_bytes;
+}
+
+std::string MemoryPlan::ToString() const {
+  return absl::StrCat("worker weights ", Gigabytes(worker_weight_bytes), " + experts ",
+                      Gigabytes(expert_weight_bytes), " + KV ", kv_tokens, " tokens x ",
+                      kv_bytes_per_token, " B = ", Gigabytes(kv_tokens * kv_bytes_per_token),
+                      " + workspace ", Gigabytes(workspace_bytes), " = ", Gigabytes(TotalBytes()));
+}
+
+absl::Status CheckFits(const MemoryPlan& plan, int64_t available_bytes) {
+  if (plan.TotalBytes() <= available_bytes) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat("memory needed is ", plan.ToString(),
+                                                   ", want at most ", Gigabytes(available_bytes),
+                                                   " (what is available)"));
+}
+
+absl::StatusOr<int64_t> AvailableMemoryBytes(const std::string& root) {
+  const std::optional<int64_t> kilobytes = FieldOf(root + "/proc/meminfo", "MemAvailable:");
+  if (!kilobytes.has_value()) {
+    return absl::InternalError(absl::StrCat(root, "/proc/meminfo has no MemAvailable"));
+  }
+  int64_t available = *kilobytes * 1024;
+  const std::string cgroup = root + "/sys/fs/cgroup/memory.";
+  const std::optional<int64_t> limit = NumberIn(cgroup + "max");
+  const std::optional<int64_t> used = NumberIn(cgroup + "current");
+  if (limit.has_value() && used.has_value()) {
+    // Cached file pages count as used but are given up when memory is short.
+    const int64_t cached = FieldOf(cgroup + "stat", "file").value_or(0);
+    available = std::min(available, std::max<int64_t>(0, *limit - *used + cached));
+  }
+  return available;
+}
+
+}  // namespace conclave

@@ -1,0 +1,58 @@
+#include "rpc/channel.h"
+
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+
+#include <utility>
+
+#include "common/limits.h"
+#include "common/status_macros.h"
+#include "rpc/text_file.h"
+
+namespace conclave {
+namespace {
+
+grpc::ChannelArguments MakeArguments(Traffic traffic) {
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(limits::kMaxGrpcMessageBytes);
+  arguments.SetMaxSendMessageSize(limits::kMaxGrpcMessageBytes);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10'000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5'000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
+  // Besides its name, gRPC gives every attempt to connect at least this long.
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1'000);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1'000);
+  // Channels of equal arguments would share one connection, and with it its lock and its window.
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  for (const auto& [key, value] : TrafficArguments(traffic)) arguments.SetInt(key, value);
+  return arguments;
+}
+
+}  // namespace
+
+std::vector<std::pair<std::string, int>> TrafficArguments(Traffic traffic) {
+  if (traffic != Traffic::kTensors) return {};
+  // 1 MiB round trips on loopback: 1.1-2.7 ms with gRPC's defaults, 0.4 ms with these. The window
+  // of 64 MiB holds 16 of the largest expert frames; 16 MiB - 1 is HTTP/2's largest frame.
+  return {{GRPC_ARG_HTTP2_BDP_PROBE, 0},
+          {GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 64 << 20},
+          {GRPC_ARG_HTTP2_MAX_FRAME_SIZE, (16 << 20) - 1}};
+}
+
+std::shared_ptr<grpc::Channel> MakeChannel(const std::string& target, Traffic traffic) {
+  return grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(),
+                                   MakeArguments(traffic));
+}
+
+absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(const std::string& target,
+                                                           const ChannelOptions& options) {
+  if (options.tls_ca_file.empty()) return MakeChannel(target, options.traffic);
+  grpc::SslCredentialsOptions tls;
+  ASSIGN_OR_RETURN(tls.pem_root_certs, ReadTextFile(options.tls_ca_file));
+  return grpc::CreateCustomChannel(target, grpc::SslCredentials(tls),
+                                   MakeArguments(options.traffic));
+}
+
+}  // namespace conclave

@@ -1,0 +1,94 @@
+#include "model/memory_plan.h"
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "model/known_models.h"
+#include "tests/model/model_files.h"
+#include "tests/support/status_matchers.h"
+
+namespace conclave {
+namespace {
+
+using absl::StatusCode;
+using testing::HasSubstr;
+
+struct Published {
+  const char* name;
+  double total, active;        // billions of parameters
+  int64_t kv_bytes_per_token;  // BF16
+};
+
+// Totals as the models' names and cards say, computed from the shapes by hand.
+constexpr Published kPublished[] = {
+    {"qwen3-0.6b", 0.596, 0.596, 114688},  {"qwen3-1.7b", 1.721, 1.721, 114688},
+    {"qwen3-4b", 4.022, 4.022, 147456},    {"qwen3-8b", 8.191, 8.191, 147456},
+    {"qwen3-14b", 14.768, 14.768, 163840}, {"qwen3-30b-a3b", 30.532, 3.353, 98304},
+    {"qwen3-32b", 32.762, 32.762, 262144}, {"qwen3-235b-a22b", 235.094, 22.19, 192512},
+};
+
+TEST(KnownModelsTest, ParametersAndKvMatchTheNames) {
+  std::vector<std::string> names;
+  for (const Published& model : kPublished) {
+    names.push_back(model.name);
+    ASSERT_OK_AND_ASSIGN(const Qwen3Config config, KnownModel(model.name));
+    EXPECT_OK(config.Validate());
+    EXPECT_NEAR(TotalParameters(config) / 1e9, model.total, 0.0006) << model.name;
+    EXPECT_NEAR(ActiveParameters(config) / 1e9, model.active, 0.01) << model.name;
+    EXPECT_EQ(KvBytesPerToken(config), model.kv_bytes_per_token) << model.name;
+  }
+  EXPECT_EQ(KnownModelNames(), names);
+}
+
+TEST(KnownModelsTest, UnknownNameListsTheKnown) {
+  EXPECT_OK(KnownModel("Qwen3-30B-A3B"));
+  EXPECT_THAT(KnownModel("qwen4"), StatusIs(StatusCode::kNotFound, HasSubstr("qwen3-0.6b, ")));
+}
+
+TEST(MemoryPlanTest, SplitsWeightsByRole) {
+  ASSERT_OK_AND_ASSIGN(const Qwen3Config config, KnownModel("qwen3-30b-a3b"));
+  EXPECT_EQ(ExpertBytes(config), 9437184);  // 3 * 2048 * 768 * 2
+  EXPECT_EQ(ExpertWeightBytes(config, 128), int64_t{48} * 128 * 9437184);
+  EXPECT_EQ(WorkerWeightBytes(config) + ExpertWeightBytes(config, 128),
+            2 * TotalParameters(config));
+  ASSERT_OK_AND_ASSIGN(const Qwen3Config dense, KnownModel("qwen3-0.6b"));
+  EXPECT_EQ(ExpertWeightBytes(dense, 0), 0);
+  EXPECT_EQ(WorkerWeightBytes(dense), 2 * TotalParameters(dense));
+}
+
+TEST(MemoryPlanTest, RefusesWithTheArithmetic) {
+  MemoryPlan plan;
+  plan.worker_weight_bytes = 1'000'000'000;
+  plan.expert_weight_bytes = 2'000'000'000;
+  plan.kv_tokens = 10'000;
+  plan.kv_bytes_per_token = 100'000;
+  plan.workspace_bytes = 500'000'000;
+  EXPECT_EQ(plan.TotalBytes(), 4'500'000'000);
+  EXPECT_OK(CheckFits(plan, 4'500'000'000));
+  EXPECT_THAT(CheckFits(plan, 4'499'999'999),
+              StatusIs(StatusCode::kResourceExhausted,
+                       HasSubstr("worker weights 1.00 GB + experts 2.00 GB + KV 10000 tokens x "
+                                 "100000 B = 1.00 GB + workspace 0.50 GB = 4.50 GB")));
+}
+
+TEST(MemoryPlanTest, AvailableMemoryHeedsTheCgroup) {
+  TempDir root;
+  EXPECT_THAT(AvailableMemoryBytes(root.path()), StatusIs(StatusCode::kInternal));
+  std::filesystem::create_directories(root.File("proc"));
+  std::filesystem::create_directories(root.File("sys/fs/cgroup"));
+  root.Write("proc/meminfo", "MemTotal:  100 kB\nMemFree:  10 kB\nMemAvailable:    50 kB\n");
+  EXPECT_EQ(*AvailableMemoryBytes(root.path()), 50 * 1024);
+  root.Write("sys/fs/cgroup/memory.max", "max\n");
+  root.Write("sys/fs/cgroup/memory.current", "30000\n");
+  EXPECT_EQ(*AvailableMemoryBytes(root.path()), 50 * 1024);
+  root.Write("sys/fs/cgroup/memory.max", "40000\n");
+  root.Write("sys/fs/cgroup/memory.stat", "anon 10\nfile 5000\nkernel 7\n");
+  EXPECT_EQ(*AvailableMemoryBytes(root.path()), 40000 - 30000 + 5000);
+  root.Write("sys/fs/cgroup/memory.current", "90000\n");
+  EXPECT_EQ(*AvailableMemoryBytes(root.path()), 0);
+  EXPECT_GT(*AvailableMemoryBytes(), 0);
+}
+
+}  // namespace
+}  // namespace conclave

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "common/bfloat16.h"
+#include "proto/conclave/v1/worker.pb.h"
+
+namespace conclave {
+
+// The tokens of one step at one sparse layer, after the gate.
+struct ExpertBatch {
+  int layer = 0;
+  const BFloat16* hidden_states = nullptr;  // [num_rows, hidden_size]
+  const int32_t* topk_ids = nullptr;        // [num_rows, num_experts_per_tok], global expert ids
+  int64_t num_rows = 0;
+};
+
+// Where a worker's experts run: in process, on shards over gRPC, or some of each. Every kind
+// returns one BF16 row per (token, expert) pair and so the same bits.
+class ExpertExchange {
+ public:
+  virtual ~ExpertExchange() = default;
+
+  // Computes every pair: expert_rows[r * num_experts_per_tok + k] points to the [hidden_size] row
+  // of expert topk_ids[r, k] for row r. The pointers hold until the next Run. Blocks; called by
+  // the engine's thread alone. A lost shard is retried on a replica, or waited for, before this
+  // returns: no pair is ever skipped.
+  // Errors: Unavailable (no shard serves an expert, after the wait), FailedPrecondition (a shard
+  // of another model), InvalidArgument (our own frame was refused: a bug).
+  virtual absl::Status Run(const ExpertBatch& batch, std::vector<const BFloat16*>& expert_rows) = 0;
+
+  // OK when every expert is reachable now; else Unavailable saying which is not.
+  virtual absl::Status Ready() = 0;
+
+  // For Describe and `conclave status`; empty for experts in process. Any thread.
+  virtual std::vector<v1::ShardState> Shards() = 0;
+};
+
+}  // namespace conclave

@@ -1,0 +1,55 @@
+#include "worker/kv_cache.h"
+
+#include <algorithm>
+#include <functional>
+#include <numeric>
+
+#include "common/check.h"
+#include "common/limits.h"
+
+namespace conclave {
+
+KvCache::KvCache(const Qwen3Config& config, int64_t num_blocks) : num_blocks_(num_blocks) {
+  shape_.num_blocks = num_blocks;
+  shape_.num_key_value_heads = config.num_key_value_heads;
+  shape_.block_tokens = limits::kKvBlockTokens;
+  shape_.head_dim = config.head_dim;
+  values_per_array_ =
+      num_blocks * config.num_key_value_heads * limits::kKvBlockTokens * config.head_dim;
+  // Not zeroed: the kernel hands out pages when a block is first written, so memory that no
+  // sequence used costs nothing. Attention never reads a slot before it is written.
+  values_ =
+      std::make_unique_for_overwrite<BFloat16[]>(values_per_array_ * 2 * config.num_hidden_layers);
+}
+
+KvCacheLayer KvCache::Layer(int layer) {
+  KvCacheLayer result = shape_;
+  result.k = values_.get() + values_per_array_ * 2 * layer;
+  result.v = result.k + values_per_array_;
+  return result;
+}
+
+BlockPool::BlockPool(int64_t num_blocks) : num_blocks_(num_blocks), free_(num_blocks) {
+  std::iota(free_.begin(), free_.end(), 0);  // ascending: already a min-heap
+}
+
+bool BlockPool::Allocate(int64_t count, std::vector<int32_t>& block_table) {
+  if (count > num_free()) return false;
+  for (int64_t i = 0; i < count; ++i) {
+    std::pop_heap(free_.begin(), free_.end(), std::greater<>());
+    block_table.push_back(free_.back());
+    free_.pop_back();
+  }
+  return true;
+}
+
+void BlockPool::Free(std::vector<int32_t>& block_table) {
+  for (int32_t block : block_table) {
+    free_.push_back(block);
+    std::push_heap(free_.begin(), free_.end(), std::greater<>());
+  }
+  CHECK_LE(num_free(), num_blocks_) << "a block was freed twice";
+  block_table.clear();
+}
+
+}  // namespace conclave

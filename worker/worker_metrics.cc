@@ -1,0 +1,73 @@
+#include "worker/worker_metrics.h"
+
+namespace conclave {
+namespace {
+
+constexpr char kStepPhaseHelp[] = "Time spent in steps, by phase.";
+constexpr char kStepPhase[] = "conclave_worker_step_phase_seconds_total";
+
+const char* Name(ThinkingEndedBy reason) {
+  switch (reason) {
+    case ThinkingEndedBy::kNone:
+      return "none";
+    case ThinkingEndedBy::kNatural:
+      return "natural";
+    case ThinkingEndedBy::kBudget:
+      return "budget";
+    case ThinkingEndedBy::kAnswerReserve:
+      return "answer_reserve";
+    case ThinkingEndedBy::kClient:
+      return "client";
+  }
+  return "none";
+}
+
+}  // namespace
+
+WorkerMetrics::WorkerMetrics(Metrics& metrics)
+    : prompt_tokens(metrics.Counter("conclave_worker_prompt_tokens_total",
+                                    "Prompt tokens of finished prefills, recomputed ones once.")),
+      generated_tokens(metrics.Counter("conclave_worker_generated_tokens_total",
+                                       "Tokens generated, forced ones among them.")),
+      thinking_tokens(metrics.Counter("conclave_worker_thinking_tokens_total",
+                                      "Tokens the model chose inside thinking.")),
+      forced_tokens(
+          metrics.Counter("conclave_worker_forced_tokens_total", "Tokens forced to end thinking.")),
+      preemptions(metrics.Counter("conclave_worker_preemptions_total",
+                                  "Sequences that gave their KV blocks back and were recomputed.")),
+      steps(metrics.Counter("conclave_worker_steps_total", "Forward passes.")),
+      running(metrics.Gauge("conclave_worker_running_sequences", "Sequences that hold KV blocks.")),
+      waiting(metrics.Gauge("conclave_worker_waiting_sequences", "Sequences in the queue.")),
+      kv_blocks_used(metrics.Gauge("conclave_worker_kv_blocks_used", "KV blocks in use.")),
+      kv_blocks_total(metrics.Gauge("conclave_worker_kv_blocks", "KV blocks there are.")),
+      queue_wait_seconds(metrics.Histogram("conclave_worker_queue_wait_seconds",
+                                           "Time from arrival to the first step.",
+                                           LatencyBuckets())),
+      decode_step_seconds(metrics.Histogram("conclave_worker_decode_step_seconds",
+                                            "Steps that hold no prompt token.", LatencyBuckets())),
+      prefill_step_seconds(metrics.Histogram("conclave_worker_prefill_step_seconds",
+                                             "Steps that hold prompt tokens.", LatencyBuckets())),
+      attention_seconds(metrics.Counter(kStepPhase, kStepPhaseHelp, {{"phase", "attention"}})),
+      mlp_seconds(metrics.Counter(kStepPhase, kStepPhaseHelp, {{"phase", "mlp"}})),
+      experts_seconds(metrics.Counter(kStepPhase, kStepPhaseHelp, {{"phase", "experts"}})),
+      sampling_seconds(metrics.Counter(kStepPhase, kStepPhaseHelp, {{"phase", "sampling"}})),
+      metrics_(metrics) {
+  for (const char* outcome : {"ok", "cancelled", "failed"}) Requests(outcome);
+  for (const ThinkingEndedBy reason : {ThinkingEndedBy::kNatural, ThinkingEndedBy::kBudget,
+                                       ThinkingEndedBy::kAnswerReserve, ThinkingEndedBy::kClient}) {
+    ThinkingEnded(reason);
+  }
+}
+
+prometheus::Counter& WorkerMetrics::Requests(const char* outcome) {
+  return metrics_.Counter("conclave_worker_requests_total", "Requests finished, by outcome.",
+                          {{"outcome", outcome}});
+}
+
+prometheus::Counter& WorkerMetrics::ThinkingEnded(ThinkingEndedBy reason) {
+  return metrics_.Counter("conclave_worker_thinking_ended_total",
+                          "Thinking blocks closed, by what ended them.",
+                          {{"ended_by", Name(reason)}});
+}
+
+}  // namespace conclave

@@ -1,0 +1,161 @@
+#include "worker/worker_runtime.h"
+
+#include <filesystem>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/errors.h"
+#include "common/status_macros.h"
+#include "expert_shard/expert_runner.h"
+#include "model/expert_placement.h"
+#include "model/fingerprint.h"
+#include "model/memory_plan.h"
+#include "model/weight_catalog.h"
+#include "worker/grpc_expert_exchange.h"
+#include "worker/local_expert_exchange.h"
+
+namespace conclave {
+namespace {
+
+// Activations of a step, logits of a slice and gRPC's buffers: measured below this for every model
+// on a CPU.
+constexpr int64_t kWorkspaceBytes = 512LL << 20;
+
+v1::ModelInfo MakeModelInfo(const std::string& model_dir, const Qwen3Config& config,
+                            const std::string& fingerprint) {
+  v1::ModelInfo info;
+  const std::filesystem::path path(model_dir);
+  info.set_name((path.has_filename() ? path : path.parent_path()).filename().string());
+  info.set_architecture(std::string(ArchitectureName(config.architecture)));
+  info.set_fingerprint(fingerprint);
+  info.set_num_hidden_layers(config.num_hidden_layers);
+  info.set_hidden_size(config.hidden_size);
+  info.set_num_experts(config.num_experts);
+  info.set_num_experts_per_tok(config.num_experts_per_tok);
+  info.set_vocab_size(config.vocab_size);
+  info.set_max_context(config.MaxContext());
+  info.set_weight_dtype("bf16");
+  return info;
+}
+
+std::vector<int> AllExperts(int num_experts) {
+  std::vector<int> all(num_experts);
+  for (int i = 0; i < num_experts; ++i) all[i] = i;
+  return all;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<WorkerRuntime>> WorkerRuntime::Open(
+    const WorkerRuntimeOptions& options) {
+  auto runtime = std::unique_ptr<WorkerRuntime>(new WorkerRuntime(options));
+  ASSIGN_OR_RETURN(const CpuIsa isa, ParseCpuIsa(options.cpu_isa));
+  ASSIGN_OR_RETURN(runtime->config_, LoadQwen3Config(options.model_dir));
+  const Qwen3Config& config = runtime->config_;
+  if (config.num_experts == 0 && !(options.shards.empty() && options.local_experts.empty())) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        options.model_dir, " is a dense model: it has no experts for --shards or --local_experts"));
+  }
+  const std::string tokenizer_path = absl::StrCat(options.model_dir, "/tokenizer.json");
+  if (std::filesystem::exists(tokenizer_path)) {
+    ASSIGN_OR_RETURN(runtime->vocabulary_, LoadVocabulary(tokenizer_path));
+  }
+  ASSIGN_OR_RETURN(runtime->checkpoint_, Checkpoint::Open(options.model_dir));
+  RETURN_IF_ERROR(CheckCatalog(*runtime->checkpoint_, config));
+  ASSIGN_OR_RETURN(const std::string fingerprint, Fingerprint(*runtime->checkpoint_, config));
+  runtime->model_ = MakeModelInfo(options.model_dir, config, fingerprint);
+  runtime->pool_ = std::make_unique<ThreadPool>(options.threads);
+  runtime->device_ = {isa, runtime->pool_.get()};
+  return runtime;
+}
+
+absl::StatusOr<int64_t> WorkerRuntime::KvTokens() const {
+  ASSIGN_OR_RETURN(const int64_t available, AvailableMemoryBytes());
+  MemoryPlan plan;
+  plan.worker_weight_bytes = WorkerWeightBytes(config_);
+  if (config_.num_experts > 0 && has_local_experts()) {
+    int num_local = config_.num_experts;
+    if (!options_.local_experts.empty()) {
+      ASSIGN_OR_RETURN(const std::vector<int> local,
+                       ParseExpertList(options_.local_experts, config_.num_experts));
+      num_local = static_cast<int>(local.size());
+    }
+    plan.expert_weight_bytes = ExpertWeightBytes(config_, num_local);
+  }
+  plan.kv_bytes_per_token = KvBytesPerToken(config_);
+  plan.workspace_bytes = kWorkspaceBytes;
+  plan.kv_tokens = options_.kv_cache_tokens;
+  if (plan.kv_tokens == 0) {
+    const int64_t free = available - plan.TotalBytes();
+    const int64_t most = int64_t{options_.max_running} * config_.MaxContext();
+    plan.kv_tokens = std::min(most, std::max<int64_t>(free / 4, 0) / plan.kv_bytes_per_token);
+  }
+  constexpr int64_t kBlock = limits::kKvBlockTokens;
+  plan.kv_tokens = std::max<int64_t>(1, (plan.kv_tokens + kBlock - 1) / kBlock) * kBlock;
+  RETURN_IF_ERROR(CheckFits(plan, available));
+  return plan.kv_tokens;
+}
+
+absl::Status WorkerRuntime::LoadExperts(Metrics& metrics,
+                                        const std::function<void(absl::string_view)>& progress) {
+  if (config_.num_experts == 0) return absl::OkStatus();
+  std::unique_ptr<ExpertRunner> local;
+  if (has_local_experts()) {
+    std::vector<int> ids = AllExperts(config_.num_experts);
+    if (!options_.local_experts.empty()) {
+      ASSIGN_OR_RETURN(ids, ParseExpertList(options_.local_experts, config_.num_experts));
+    }
+    ASSIGN_OR_RETURN(
+        local,
+        ExpertRunner::Load(*checkpoint_, config_, ids, device_, [&](size_t done, size_t total) {
+          progress(absl::StrCat("experts: ", done >> 20, " of ", total >> 20, " MiB"));
+          return true;
+        }));
+  }
+  if (options_.shards.empty()) {
+    experts_ = std::make_unique<LocalExpertExchange>(config_, std::move(local));
+    return absl::OkStatus();
+  }
+  GrpcExpertExchangeOptions exchange;
+  exchange.shards = options_.shards;
+  exchange.fingerprint = model_.fingerprint();
+  exchange.config = config_;
+  exchange.shard_wait = options_.shard_wait;
+  experts_ = std::make_unique<GrpcExpertExchange>(std::move(exchange), std::move(local), &metrics);
+  return absl::OkStatus();
+}
+
+absl::Status WorkerRuntime::Load(Metrics& metrics,
+                                 const std::function<void(absl::string_view)>& progress) {
+  ASSIGN_OR_RETURN(const int64_t kv_tokens, KvTokens());
+  ASSIGN_OR_RETURN(weights_,
+                   LoadWorkerWeights(*checkpoint_, config_, pool_.get(), [&](int done, int total) {
+                     progress(absl::StrCat("layer ", done, " of ", total));
+                   }));
+  RETURN_IF_ERROR(LoadExperts(metrics, progress));
+  const int64_t num_blocks = kv_tokens / limits::kKvBlockTokens;
+  kv_cache_ = std::make_unique<KvCache>(config_, num_blocks);
+  decoder_ = std::make_unique<Decoder>(config_, weights_, *kv_cache_, device_, experts_.get());
+  metrics_ = std::make_unique<WorkerMetrics>(metrics);
+
+  EngineOptions engine;
+  engine.limits.max_context = std::min<int64_t>(config_.MaxContext(), kv_tokens);
+  engine.limits.vocab_size = config_.vocab_size;
+  engine.limits.num_ids = config_.vocab_size;
+  if (vocabulary_.has_value()) {
+    engine.limits.num_ids =
+        std::min<int64_t>(config_.vocab_size, static_cast<int64_t>(vocabulary_->size()));
+  }
+  engine.num_kv_blocks = num_blocks;
+  engine.max_running = options_.max_running;
+  engine.max_waiting = options_.max_waiting;
+  engine.max_step_tokens = options_.max_step_tokens;
+  engine.token_bytes = [this](uint32_t id) {
+    return vocabulary_.has_value() ? vocabulary_->Bytes(id) : absl::string_view();
+  };
+  model_.set_max_context(static_cast<uint32_t>(engine.limits.max_context));
+  engine_ = std::make_unique<Engine>(std::move(engine), *decoder_, device_, *metrics_);
+  return absl::OkStatus();
+}
+
+}  // namespace conclave

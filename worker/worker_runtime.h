@@ -1,0 +1,87 @@
+#pragma once
+
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/limits.h"
+#include "common/metrics.h"
+#include "common/thread_pool.h"
+#include "kernels/device.h"
+#include "model/qwen3_config.h"
+#include "model/safetensors.h"
+#include "proto/conclave/v1/model.pb.h"
+#include "text/vocabulary.h"
+#include "worker/decoder.h"
+#include "worker/engine.h"
+#include "worker/expert_exchange.h"
+#include "worker/kv_cache.h"
+#include "worker/weights.h"
+#include "worker/worker_metrics.h"
+
+namespace conclave {
+
+struct WorkerRuntimeOptions {
+  std::string model_dir;
+  std::vector<std::string> shards;  // gRPC targets; empty: every expert in process
+  std::string local_experts;        // "0-31,40": in process, beside the shards
+  int threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  std::string cpu_isa = "auto";
+  int64_t kv_cache_tokens = 0;  // 0: what a quarter of the free memory holds
+  int max_running = limits::kDefaultMaxRunningSequences;
+  int max_waiting = limits::kDefaultMaxWaitingSequences;
+  int max_step_tokens = limits::kDefaultMaxStepTokens;
+  absl::Duration shard_wait = limits::kDefaultShardWait;
+};
+
+// Everything of a worker but its gRPC door: the loaded model, its experts and the engine, built
+// bottom-up and owned here.
+class WorkerRuntime {
+ public:
+  // Reads configs and checks the checkpoint's tensors; loads no weight. Errors: InvalidArgument (an
+  // option), NotFound (no such model), DataLoss (the checkpoint).
+  static absl::StatusOr<std::unique_ptr<WorkerRuntime>> Open(const WorkerRuntimeOptions& options);
+
+  const v1::ModelInfo& model() const { return model_; }
+  const Qwen3Config& config() const { return config_; }
+
+  // Loads the weights, connects the experts and starts the engine. Call once; `metrics` must
+  // outlive this. Errors: DataLoss, ResourceExhausted (memory, with the arithmetic).
+  absl::Status Load(Metrics& metrics, const std::function<void(absl::string_view)>& progress);
+
+  Engine& engine() { return *engine_; }
+  ExpertExchange* experts() { return experts_.get(); }  // null for a dense model
+  bool has_local_experts() const {
+    return options_.shards.empty() || !options_.local_experts.empty();
+  }
+
+ private:
+  explicit WorkerRuntime(WorkerRuntimeOptions options) : options_(std::move(options)) {}
+
+  // Tokens the KV cache holds, a multiple of the block.
+  absl::StatusOr<int64_t> KvTokens() const;
+  absl::Status LoadExperts(Metrics& metrics,
+                           const std::function<void(absl::string_view)>& progress);
+
+  const WorkerRuntimeOptions options_;
+  Qwen3Config config_;
+  v1::ModelInfo model_;
+  std::optional<Vocabulary> vocabulary_;  // empty: a checkpoint without tokenizer.json
+  std::unique_ptr<Checkpoint> checkpoint_;
+  std::unique_ptr<ThreadPool> pool_;
+  Device device_;
+  WorkerWeights weights_;
+  std::unique_ptr<KvCache> kv_cache_;
+  std::unique_ptr<ExpertExchange> experts_;
+  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<WorkerMetrics> metrics_;
+  std::unique_ptr<Engine> engine_;  // last: its thread uses all of the above
+};
+
+}  // namespace conclave
