@@ -68,7 +68,7 @@ TEST(ChatPromptTest, NamesTheFieldThatIsWrong) {
       {"[]", "the request is an array, want an object"},
       {"{}", "messages is missing"},
       {R"({"messages": {}})", "messages is an object, want an array"},
-      {R"({"messages": [5]})", "messages[0]. is a number, want an object"},
+      {R"({"messages": [5]})", "messages[0] is a number, want an object"},
       {R"({"messages": [{"content": "x"}]})", "messages[0].role is missing"},
       {R"({"messages": [{"role": null}]})", "messages[0].role is null, want a string"},
       {R"({"messages": [{"role": "user", "content": 5}]})", "messages[0].content is a number"},

@@ -85,6 +85,11 @@ TEST(JsonTextTest, RefusesWhatIsNoJson) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("UTF-8 at byte 1")));
 }
 
+TEST(JsonTextTest, ErrorsShowWholeCharacters) {
+  EXPECT_THAT(ParseJson("[\xE4\xB8\xAD]"), StatusIs(absl::StatusCode::kInvalidArgument,
+                                                    HasSubstr("found '\xE4\xB8\xAD', want")));
+}
+
 TEST(JsonTextTest, NestingHasABound) {
   const auto nested = [](size_t depth) {
     return std::string(depth, '[') + std::string(depth, ']');
