@@ -37,6 +37,8 @@ inline constexpr int kMaxStopStrings = 16;
 inline constexpr size_t kMaxStopStringBytes = 1024;
 inline constexpr int kMaxStopIds = 64;
 inline constexpr int kMaxTopLogprobs = 20;
+inline constexpr int kMaxLogitBiases = 1024;
+inline constexpr int kMaxDetokenizeIds = 1 << 18;  // the longest context of the family
 inline constexpr int kMaxForcedIds = 256;  // the early-stop text; Qwen3's default is 24 ids
 inline constexpr size_t kMaxRequestIdBytes = 128;
 
@@ -46,6 +48,8 @@ inline constexpr size_t kMaxRequestIdBytes = 128;
 inline constexpr int kDefaultMaxInflightRequests = 4096;
 // Attempts at one request on different workers before it fails.
 inline constexpr int kMaxWorkerAttempts = 4;
+// A request with more text is tokenized outside gRPC's threads: 64 KiB take ~30 ms.
+inline constexpr size_t kMaxInlinePromptBytes = 64 << 10;
 
 // ---- worker ----
 inline constexpr int kDefaultMaxRunningSequences = 256;  // rows of a decode step
