@@ -37,6 +37,8 @@ inline constexpr int kMaxStopStrings = 16;
 inline constexpr size_t kMaxStopStringBytes = 1024;
 inline constexpr int kMaxStopIds = 64;
 inline constexpr int kMaxTopLogprobs = 20;
+inline constexpr int kMaxLogitBiases = 1024;
+inline constexpr int kMaxDetokenizeIds = 1 << 18;  // the longest context of the family
 inline constexpr int kMaxForcedIds = 256;  // the early-stop text; Qwen3's default is 24 ids
 inline constexpr size_t kMaxRequestIdBytes = 128;
 
@@ -46,6 +48,8 @@ inline constexpr size_t kMaxRequestIdBytes = 128;
 inline constexpr int kDefaultMaxInflightRequests = 4096;
 // Attempts at one request on different workers before it fails.
 inline constexpr int kMaxWorkerAttempts = 4;
+// A request with more text is tokenized outside gRPC's threads: 64 KiB take ~30 ms.
+inline constexpr size_t kMaxInlinePromptBytes = 64 << 10;
 
 // ---- worker ----
 inline constexpr int kDefaultMaxRunningSequences = 256;  // rows of a decode step
@@ -56,6 +60,10 @@ inline constexpr int kMaxStepTokens = 8192;
 inline constexpr int kKvBlockTokens = 16;
 // Token events one request may have unsent before its sequence pauses for a slow reader.
 inline constexpr int kMaxUnsentTokens = 65536;
+
+// Combines that a worker has received and not looked at. It asks for one layer at a time, which is
+// answered in far fewer; more are sent by no shard of ours.
+inline constexpr int kMaxUnreadCombines = 16384;
 
 // ---- model files ----
 inline constexpr size_t kMaxSafetensorsHeaderBytes = 100 << 20;  // the format's own limit
@@ -74,6 +82,8 @@ inline constexpr int kMaxContextTokens = 1 << 22;
 inline constexpr absl::Duration kDefaultRequestDeadline = absl::Hours(1);
 inline constexpr absl::Duration kDescribeDeadline = absl::Seconds(5);
 inline constexpr absl::Duration kControlDeadline = absl::Seconds(5);
+// A shard that has not answered a dispatch after this is taken for lost.
+inline constexpr absl::Duration kDispatchTimeout = absl::Seconds(30);
 // How long a layer waits for a lost shard to return before its requests fail.
 inline constexpr absl::Duration kDefaultShardWait = absl::Seconds(60);
 inline constexpr absl::Duration kDefaultDrainDeadline = absl::Seconds(30);

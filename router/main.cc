@@ -1,0 +1,179 @@
+// conclave-router: the door of the cluster. See router/request_engine.h for what it does.
+
+#include <algorithm>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/synchronization/mutex.h"
+#include "common/limits.h"
+#include "common/log.h"
+#include "common/metrics.h"
+#include "common/status_macros.h"
+#include "router/inference_service.h"
+#include "router/request_engine.h"
+#include "router/router_metrics.h"
+#include "router/served_model.h"
+#include "router/worker_pool.h"
+#include "rpc/address.h"
+#include "rpc/announce.h"
+#include "rpc/server_runner.h"
+#include "rpc/shutdown_signals.h"
+
+namespace conclave {
+namespace {
+
+struct Flags {
+  std::string listen = "0.0.0.0:50050";
+  std::string metrics_listen = "127.0.0.1:0";
+  std::string log_level = "info";
+  std::string default_mode = "thinking";
+  double drain_seconds = absl::ToDoubleSeconds(limits::kDefaultDrainDeadline);
+  double failover_wait_seconds = 30;
+  ServedModelOptions model;
+  WorkerPoolOptions pool;
+  RequestEngineOptions engine;
+};
+
+void DefineFlags(CLI::App& app, Flags* flags) {
+  app.add_option("--listen", flags->listen, "gRPC HOST:PORT; port 0 picks a free one")
+      ->capture_default_str();
+  app.add_option("--metrics_listen", flags->metrics_listen, "Prometheus HOST:PORT")
+      ->capture_default_str();
+  app.add_option("--model", flags->model.model_dir,
+                 "Directory with tokenizer.json, tokenizer_config.json, config.json and "
+                 "generation_config.json; weights are not read")
+      ->required();
+  app.add_option("--model_name", flags->model.model_name,
+                 "Name clients ask for (default: the directory's)");
+  app.add_option("--chat_template", flags->model.chat_template,
+                 "auto, qwen3, instruct-2507 or thinking-2507")
+      ->capture_default_str();
+  app.add_option("--default_mode", flags->default_mode,
+                 "Thinking mode of requests that do not say: thinking or off")
+      ->check(CLI::IsMember({"thinking", "off"}))
+      ->capture_default_str();
+  app.add_option("--workers", flags->pool.targets, "gRPC targets of the workers, by comma")
+      ->delimiter(',')
+      ->required();
+  app.add_option("--max_inflight", flags->engine.max_inflight,
+                 "Requests in flight; more are refused with RESOURCE_EXHAUSTED")
+      ->check(CLI::Range(1, 1'000'000))
+      ->capture_default_str();
+  app.add_option("--prompt_threads", flags->engine.prompt_threads,
+                 "Threads that tokenize large prompts")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
+  app.add_option("--failover_wait_seconds", flags->failover_wait_seconds,
+                 "How long a request that lost its worker waits for one")
+      ->check(CLI::Range(0.0, 3600.0))
+      ->capture_default_str();
+  app.add_option("--drain_seconds", flags->drain_seconds,
+                 "How long requests in flight may go on after SIGTERM")
+      ->check(CLI::Range(0.0, 86400.0))
+      ->capture_default_str();
+  app.add_option("--log_level", flags->log_level, "debug, info, warning or error")
+      ->capture_default_str();
+}
+
+absl::Status CheckTargets(const std::vector<std::string>& targets) {
+  for (const std::string& target : targets) {
+    if (target.empty()) return absl::InvalidArgumentError("workers holds an empty target");
+    if (std::count(targets.begin(), targets.end(), target) > 1) {
+      return absl::InvalidArgumentError(absl::StrCat("workers names ", target, " twice"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Says once that the router serves: when a worker can take a request. Not while draining.
+class Readiness {
+ public:
+  explicit Readiness(ServerRunner* server) : server_(server) {}
+
+  void Announce() {
+    absl::MutexLock lock(&mutex_);
+    if (closed_) return;
+    server_->SetServing(true);
+    PrintReady();
+  }
+  void Close() {
+    absl::MutexLock lock(&mutex_);
+    closed_ = true;
+    server_->SetServing(false);
+  }
+
+ private:
+  absl::Mutex mutex_;
+  ServerRunner* const server_;
+  bool closed_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+// Requests in flight go on and can be controlled; then the server stops.
+void Drain(const Flags& flags, RequestEngine& engine, ServerRunner& server) {
+  const absl::Time deadline = absl::Now() + absl::Seconds(flags.drain_seconds);
+  LOG_INFO("draining {} requests", engine.inflight());
+  engine.BeginDrain();
+  if (!engine.WaitIdle(deadline)) {
+    LOG_WARNING("drain deadline passed, cancelling {} requests", engine.inflight());
+  }
+  server.DrainAndStop(std::max(absl::Milliseconds(100), deadline - absl::Now()));
+}
+
+absl::Status Run(Flags flags) {
+  RETURN_IF_ERROR(InitLog("router", flags.log_level));
+  RETURN_IF_ERROR(CheckTargets(flags.pool.targets));
+  ASSIGN_OR_RETURN(const HostPort metrics_listen, ParseHostPort(flags.metrics_listen));
+  flags.engine.tokens.failover_wait = absl::Seconds(flags.failover_wait_seconds);
+  flags.model.default_mode =
+      flags.default_mode == "off" ? ThinkingMode::kOff : ThinkingMode::kThinking;
+  ShutdownSignals signals;
+
+  Metrics metrics;
+  RouterMetrics router_metrics(&metrics);
+  ASSIGN_OR_RETURN(const int metrics_port, metrics.Serve(metrics_listen.host, metrics_listen.port));
+  // Small files: a second or so. The port is bound after them, for nothing can be answered before.
+  ASSIGN_OR_RETURN(const std::unique_ptr<ServedModel> model, LoadServedModel(flags.model));
+  LOG_INFO("model {} of {}, template {}, {} ids, context {}", model->name, flags.model.model_dir,
+           std::string(ChatTemplateName(model->template_kind)), model->vocabulary().size(),
+           model->config.MaxContext());
+  LOG_INFO("workers {}, max_inflight {}", absl::StrJoin(flags.pool.targets, ","),
+           flags.engine.max_inflight);
+
+  WorkerPool pool(flags.pool, model->Info(), &router_metrics);
+  RequestEngine engine(model.get(), &pool, &router_metrics, flags.engine);
+  InferenceService service(&engine, &router_metrics);
+  ServerOptions server_options;
+  server_options.listen = flags.listen;
+  server_options.services = {&service};
+  ASSIGN_OR_RETURN(const std::unique_ptr<ServerRunner> server, ServerRunner::Start(server_options));
+  PrintListening({{"grpc", server->address()},
+                  {"metrics", FormatHostPort(metrics_listen.host, metrics_port)}});
+  // Serving means that a worker can take a request; one that is lost later is waited for.
+  const auto readiness = std::make_shared<Readiness>(server.get());
+  pool.OnFirstReady([readiness] { readiness->Announce(); });
+  signals.Wait();
+  readiness->Close();
+  Drain(flags, engine, *server);
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace conclave
+
+int main(int argc, char** argv) {
+  CLI::App app("The router of a Conclave cluster: chat in, tokens to the workers, events out.");
+  conclave::Flags flags;
+  conclave::DefineFlags(app, &flags);
+  CLI11_PARSE(app, argc, argv);
+  const absl::Status status = conclave::Run(std::move(flags));
+  if (status.ok()) return 0;
+  std::cerr << "conclave-router: " << status.ToString() << std::endl;
+  return 1;
+}

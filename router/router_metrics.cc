@@ -1,0 +1,121 @@
+#include "router/router_metrics.h"
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+
+namespace conclave {
+namespace {
+
+// Tenths, so that "stopped by the budget" (exactly 1) is its own bucket.
+const prometheus::Histogram::BucketBoundaries kRatioBuckets = {0.1, 0.2, 0.3, 0.4,   0.5, 0.6,
+                                                               0.7, 0.8, 0.9, 0.999, 1.0};
+
+}  // namespace
+
+absl::string_view ModeLabel(const v1::ThinkingReport& report) {
+  switch (report.mode()) {
+    case v1::THINKING_MODE_THINKING:
+      return "thinking";
+    case v1::THINKING_MODE_OFF:
+      return "off";
+    default:
+      return "raw";
+  }
+}
+
+absl::string_view ThinkingEndLabel(v1::ThinkingEnd end) {
+  switch (end) {
+    case v1::THINKING_END_NATURAL:
+      return "natural";
+    case v1::THINKING_END_BUDGET:
+      return "budget";
+    case v1::THINKING_END_ANSWER_RESERVE:
+      return "answer_reserve";
+    case v1::THINKING_END_CLIENT:
+      return "client";
+    default:
+      return "none";
+  }
+}
+
+std::string OutcomeLabel(absl::StatusCode code) {
+  return absl::AsciiStrToLower(absl::StatusCodeToString(code));
+}
+
+RouterMetrics::RouterMetrics(Metrics* metrics)
+    : metrics_(metrics),
+      failovers_(metrics->Counter("conclave_router_failovers_total",
+                                  "Requests moved to another worker while in flight")),
+      drains_(metrics->Counter("conclave_router_drains_total", "Drains begun")),
+      inflight_(metrics->Gauge("conclave_router_inflight", "Requests admitted and not finished")),
+      waiting_(
+          metrics->Gauge("conclave_router_waiting", "Requests admitted that no worker holds now")),
+      workers_up_(metrics->Gauge("conclave_router_workers_up", "Workers that are ready")),
+      thinking_tokens_(metrics->Histogram("conclave_router_thinking_tokens",
+                                          "Thinking tokens of a request that thought",
+                                          TokenBuckets())),
+      budget_used_ratio_(metrics->Histogram("conclave_router_thinking_budget_used_ratio",
+                                            "Share of its thinking budget a request used",
+                                            kRatioBuckets)),
+      first_token_(metrics->Histogram("conclave_router_time_to_first_token_seconds",
+                                      "From the request's arrival to its first token",
+                                      LatencyBuckets())),
+      inter_token_(metrics->Histogram("conclave_router_inter_token_seconds",
+                                      "Between two token events of a request", LatencyBuckets())) {}
+
+void RouterMetrics::CountRequest(absl::string_view method, absl::StatusCode outcome) {
+  metrics_
+      ->Counter("conclave_router_requests_total", "Requests by method and outcome",
+                {{"method", std::string(method)}, {"outcome", OutcomeLabel(outcome)}})
+      .Increment();
+}
+
+void RouterMetrics::CountTokens(absl::string_view kind, absl::string_view help,
+                                absl::string_view mode, uint32_t count) {
+  metrics_
+      ->Counter(absl::StrCat("conclave_router_", kind, "_tokens_total"), help,
+                {{"mode", std::string(mode)}})
+      .Increment(count);
+}
+
+void RouterMetrics::CountFinished(const v1::Finished& finished) {
+  const v1::Usage& usage = finished.usage();
+  const v1::ThinkingReport& report = finished.thinking();
+  const absl::string_view mode = ModeLabel(report);
+  CountTokens("prompt", "Tokens of prompts", mode, usage.prompt_tokens());
+  CountTokens("cached_prompt", "Tokens of prompts found in a prefix cache", mode,
+              usage.cached_prompt_tokens());
+  CountTokens("thinking", "Tokens inside thinking, forced ones among them", mode,
+              usage.thinking_tokens());
+  CountTokens("forced", "Tokens of early-stop texts", mode, report.forced());
+  CountTokens("answer", "Tokens of answers", mode, usage.answer_tokens());
+  if (usage.thinking_tokens() == 0 && report.ended_by() == v1::THINKING_END_NONE) return;
+  metrics_
+      ->Counter("conclave_router_thinking_ended_total",
+                "Requests that thought, by what ended it (none: still thinking at the end)",
+                {{"ended_by", std::string(ThinkingEndLabel(report.ended_by()))}})
+      .Increment();
+  thinking_tokens_.Observe(usage.thinking_tokens());
+  if (report.budget() > 0) {
+    budget_used_ratio_.Observe(static_cast<double>(report.used()) / report.budget());
+  }
+}
+
+void RouterMetrics::ObserveFirstToken(absl::Duration since_start) {
+  first_token_.Observe(absl::ToDoubleSeconds(since_start));
+}
+
+void RouterMetrics::ObserveFirstAnswerToken(const v1::ThinkingReport& report,
+                                            absl::Duration since_start) {
+  metrics_
+      ->Histogram("conclave_router_time_to_first_answer_token_seconds",
+                  "From the request's arrival to the first token after thinking", LatencyBuckets(),
+                  {{"mode", std::string(ModeLabel(report))}})
+      .Observe(absl::ToDoubleSeconds(since_start));
+}
+
+void RouterMetrics::ObserveInterToken(absl::Duration gap) {
+  inter_token_.Observe(absl::ToDoubleSeconds(gap));
+}
+
+}  // namespace conclave

@@ -1,0 +1,55 @@
+#pragma once
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "common/metrics.h"
+#include "proto/conclave/v1/inference.pb.h"
+
+namespace conclave {
+
+// "thinking", "off"; "raw" for Generate, which has no template. Label values of {mode}.
+absl::string_view ModeLabel(const v1::ThinkingReport& report);
+// "none", "natural", "budget", "answer_reserve", "client".
+absl::string_view ThinkingEndLabel(v1::ThinkingEnd end);
+// "ok", "cancelled", ...: the status code in small letters.
+std::string OutcomeLabel(absl::StatusCode code);
+
+// Every metric of the router. Counters of tokens are the sums of the usages that were returned in
+// `finished`, nothing else: a request that failed counts in requests_total alone. Thread-safe.
+class RouterMetrics {
+ public:
+  explicit RouterMetrics(Metrics* metrics);
+
+  // method: the RPC's name.
+  void CountRequest(absl::string_view method, absl::StatusCode outcome);
+  // Usage and thinking report of one request as the client got them.
+  void CountFinished(const v1::Finished& finished);
+  void CountFailover() { failovers_.Increment(); }
+  void CountDrain() { drains_.Increment(); }
+
+  void ObserveFirstToken(absl::Duration since_start);
+  void ObserveFirstAnswerToken(const v1::ThinkingReport& report, absl::Duration since_start);
+  void ObserveInterToken(absl::Duration gap);
+
+  prometheus::Gauge& inflight() { return inflight_; }
+  prometheus::Gauge& waiting() { return waiting_; }  // admitted, held by no worker now
+  prometheus::Gauge& workers_up() { return workers_up_; }
+
+ private:
+  void CountTokens(absl::string_view kind, absl::string_view help, absl::string_view mode,
+                   uint32_t count);
+
+  Metrics* const metrics_;
+  prometheus::Counter& failovers_;
+  prometheus::Counter& drains_;
+  prometheus::Gauge& inflight_;
+  prometheus::Gauge& waiting_;
+  prometheus::Gauge& workers_up_;
+  prometheus::Histogram& thinking_tokens_;
+  prometheus::Histogram& budget_used_ratio_;
+  prometheus::Histogram& first_token_;
+  prometheus::Histogram& inter_token_;
+};
+
+}  // namespace conclave

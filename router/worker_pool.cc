@@ -1,0 +1,309 @@
+#include "router/worker_pool.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/log.h"
+#include "rpc/channel.h"
+#include "rpc/grpc_status.h"
+
+namespace conclave {
+
+// One Describe in flight.
+struct WorkerPool::DescribeCall {
+  grpc::ClientContext context;
+  v1::DescribeWorkerRequest request;
+  v1::WorkerDescription response;
+};
+
+WorkerLease::~WorkerLease() { pool_->Release(worker_); }
+void WorkerLease::ReportFailure(const absl::Status& status) {
+  pool_->ReportFailure(worker_, acquired_, status);
+}
+void WorkerLease::ReportSuccess() { pool_->ReportSuccess(worker_); }
+
+WorkerPool::WorkerPool(WorkerPoolOptions options, v1::ModelInfo model, RouterMetrics* metrics)
+    : options_(std::move(options)), model_(std::move(model)), metrics_(metrics) {
+  absl::MutexLock lock(&mutex_);
+  for (const std::string& target : options_.targets) {
+    Worker& worker = workers_.emplace_back();
+    worker.target = target;
+    worker.stub = v1::Worker::NewStub(MakeChannel(target));
+  }
+  for (int worker = 0; worker < num_workers(); ++worker) SchedulePoll(worker, absl::Now());
+}
+
+WorkerPool::~WorkerPool() {
+  absl::MutexLock lock(&mutex_);
+  stopping_ = true;
+  for (DescribeCall* call : calls_) call->context.TryCancel();
+  mutex_.Await(absl::Condition(this, &WorkerPool::Idle));
+}
+
+bool WorkerPool::Idle() const {
+  return calls_.empty() && std::all_of(workers_.begin(), workers_.end(),
+                                       [](const Worker& worker) { return worker.inflight == 0; });
+}
+
+// ---- choosing ----
+
+int WorkerPool::FindBest(const Wanted& wanted) const {
+  int best = -1;
+  int64_t best_load = 0;
+  for (int i = 0; i < num_workers(); ++i) {
+    const Worker& worker = workers_[i];
+    if (!worker.up || wanted.not_these.contains(i)) continue;
+    const v1::WorkerDescription& description = worker.description;
+    if (!wanted.fingerprint.empty() && wanted.fingerprint != description.model().fingerprint()) {
+      continue;
+    }
+    // What the worker reported holds the requests that were ours then; the rest is other routers'.
+    const int64_t reported = int64_t{description.running()} + description.waiting();
+    const int64_t of_others = std::max<int64_t>(0, reported - worker.inflight_at_poll);
+    const int64_t load = worker.inflight + of_others;
+    const bool better = best < 0 || load < best_load ||
+                        (load == best_load && worker.last_used < workers_[best].last_used);
+    if (!better) continue;
+    best = i;
+    best_load = load;
+  }
+  return best;
+}
+
+std::unique_ptr<WorkerLease> WorkerPool::Acquire(const Wanted& wanted) {
+  absl::MutexLock lock(&mutex_);
+  if (stopping_) return nullptr;
+  const int best = FindBest(wanted);
+  if (best < 0) return nullptr;
+  Worker& worker = workers_[best];
+  ++worker.inflight;
+  worker.last_used = ++ticks_;
+  return std::make_unique<WorkerLease>(this, best, worker.stub.get(),
+                                       worker.description.model().fingerprint());
+}
+
+void WorkerPool::Release(int worker) {
+  absl::MutexLock lock(&mutex_);
+  --workers_[worker].inflight;
+}
+
+// ---- waiting ----
+
+WorkerPool::WaitId WorkerPool::Wait(const Wanted& wanted, absl::Time deadline,
+                                    absl::AnyInvocable<void()> callback) {
+  absl::MutexLock lock(&mutex_);
+  const WaitId id = next_wait_++;
+  // A worker that came up since the caller looked would wake nobody again.
+  const absl::Time when = FindBest(wanted) >= 0 ? absl::Now() : deadline;
+  const Timers::Id timer = timers_.RunAt(when, [this, id] { FireWaiter(id); });
+  waiters_.emplace(id, Waiter{std::move(callback), timer});
+  return id;
+}
+
+void WorkerPool::FireWaiter(WaitId id) {
+  absl::AnyInvocable<void()> callback;
+  {
+    absl::MutexLock lock(&mutex_);
+    const auto waiter = waiters_.find(id);
+    if (waiter == waiters_.end()) return;
+    callback = std::move(waiter->second.callback);
+    waiters_.erase(waiter);
+  }
+  callback();
+}
+
+void WorkerPool::CancelWait(WaitId id) {
+  absl::AnyInvocable<void()> dropped;  // destroyed after the lock: it owns a request
+  absl::MutexLock lock(&mutex_);
+  const auto waiter = waiters_.find(id);
+  if (waiter == waiters_.end()) return;
+  timers_.Cancel(waiter->second.timer);
+  dropped = std::move(waiter->second.callback);
+  waiters_.erase(waiter);
+}
+
+void WorkerPool::OnFirstReady(absl::AnyInvocable<void()> callback) {
+  {
+    absl::MutexLock lock(&mutex_);
+    const bool ready = std::any_of(workers_.begin(), workers_.end(),
+                                   [](const Worker& worker) { return worker.up; });
+    if (!ready) {
+      on_first_ready_ = std::move(callback);
+      return;
+    }
+  }
+  callback();
+}
+
+// ---- asking ----
+
+void WorkerPool::SchedulePoll(int worker_idx, absl::Time when) {
+  Worker& worker = workers_[worker_idx];
+  timers_.Cancel(worker.poll_timer);
+  worker.poll_timer = timers_.RunAt(when, [this, worker_idx] { Poll(worker_idx); });
+}
+
+void WorkerPool::Poll(int worker_idx) {
+  auto owned_call = std::make_unique<DescribeCall>();
+  DescribeCall* call = owned_call.get();
+  const absl::Time asked = absl::Now();
+  v1::Worker::Stub* stub = nullptr;
+  {
+    absl::MutexLock lock(&mutex_);
+    Worker& worker = workers_[worker_idx];
+    if (stopping_ || worker.polling) return;
+    worker.polling = true;
+    worker.inflight_at_poll = worker.inflight;
+    stub = worker.stub.get();
+    calls_.insert(owned_call.release());
+  }
+  call->context.set_deadline(absl::ToChronoTime(asked + options_.describe_deadline));
+  stub->async()->Describe(&call->context, &call->request, &call->response,
+                          [this, worker_idx, asked, call](const grpc::Status& status) {
+                            OnDescribed(worker_idx, asked, FromGrpcStatus(status), call->response);
+                            absl::MutexLock lock(&mutex_);
+                            calls_.erase(call);
+                            delete call;
+                          });
+}
+
+std::string WorkerPool::WhyUnusable(const Worker& worker) const {
+  const v1::ModelInfo& found = worker.description.model();
+  if (!worker.description.ready()) {
+    const std::string& reason = worker.description.reason();
+    return reason.empty() ? "not ready" : reason;
+  }
+  if (absl::Now() < worker.rests_until) {
+    return absl::StrCat("rests after ", worker.failures, " broken streams");
+  }
+  const auto differs = [](absl::string_view what, auto value, auto wanted) {
+    return absl::StrCat("loaded another model: ", what, " is ", value, ", want ", wanted);
+  };
+  if (found.num_hidden_layers() != model_.num_hidden_layers()) {
+    return differs("num_hidden_layers", found.num_hidden_layers(), model_.num_hidden_layers());
+  }
+  if (found.hidden_size() != model_.hidden_size()) {
+    return differs("hidden_size", found.hidden_size(), model_.hidden_size());
+  }
+  if (found.num_experts() != model_.num_experts()) {
+    return differs("num_experts", found.num_experts(), model_.num_experts());
+  }
+  if (found.vocab_size() != model_.vocab_size()) {
+    return differs("vocab_size", found.vocab_size(), model_.vocab_size());
+  }
+  // Two checkpoints of one shape must not answer one request; those that are up decide.
+  for (const Worker& other : workers_) {
+    if (&other != &worker && other.up && found.fingerprint() != fingerprint_) {
+      return differs("fingerprint", found.fingerprint(), fingerprint_);
+    }
+  }
+  return "";
+}
+
+void WorkerPool::OnDescribed(int worker_idx, absl::Time asked, const absl::Status& status,
+                             const v1::WorkerDescription& description) {
+  absl::flat_hash_map<WaitId, Waiter> woken;
+  absl::AnyInvocable<void()> first_ready;
+  {
+    absl::MutexLock lock(&mutex_);
+    Worker& worker = workers_[worker_idx];
+    worker.polling = false;
+    if (stopping_) return;
+    if (asked <= worker.last_failure) {  // this answer is older than what we know
+      SchedulePoll(worker_idx, absl::Now());
+      return;
+    }
+    const bool was_up = worker.up;
+    std::string error = std::string(status.message());
+    if (status.ok()) {
+      worker.description = description;
+      error = WhyUnusable(worker);
+    }
+    SetUp(worker, status.ok() && error.empty(), error);
+    if (worker.up && !was_up) {
+      LOG_INFO("worker {} is up", worker.target);
+      woken.swap(waiters_);
+      first_ready = std::exchange(on_first_ready_, nullptr);
+    } else if (!worker.up && was_up) {
+      LOG_WARNING("worker {} is down: {}", worker.target, worker.error);
+    }
+    SchedulePoll(worker_idx, absl::Now() + options_.poll_interval);
+  }
+  if (first_ready != nullptr) first_ready();
+  for (auto& [id, waiter] : woken) {
+    timers_.Cancel(waiter.timer);
+    waiter.callback();
+  }
+}
+
+void WorkerPool::SetUp(Worker& worker, bool up, std::string error) {
+  worker.up = up;
+  worker.error = std::move(error);
+  if (up) fingerprint_ = worker.description.model().fingerprint();
+  metrics_->workers_up().Set(std::count_if(workers_.begin(), workers_.end(),
+                                           [](const Worker& other) { return other.up; }));
+}
+
+// ---- what requests saw ----
+
+void WorkerPool::ReportFailure(int worker_idx, absl::Time acquired, const absl::Status& status) {
+  absl::MutexLock lock(&mutex_);
+  Worker& worker = workers_[worker_idx];
+  // A worker that dies breaks all its streams: that is one failure, not as many as it had.
+  if (acquired <= worker.last_failure) return;
+  LOG_WARNING("worker {} lost a stream: {}", worker.target, status.ToString());
+  ++worker.failures;
+  worker.last_failure = absl::Now();
+  if (worker.failures >= options_.failures_to_open) {
+    const int doublings = std::min(worker.failures - options_.failures_to_open, 16);
+    worker.rests_until =
+        worker.last_failure + std::min(options_.max_rest, options_.min_rest * (1 << doublings));
+  }
+  SetUp(worker, false, std::string(status.message()));
+  if (!stopping_ && !worker.polling) SchedulePoll(worker_idx, absl::Now());
+}
+
+void WorkerPool::ReportSuccess(int worker) {
+  absl::MutexLock lock(&mutex_);
+  workers_[worker].failures = 0;
+}
+
+// ---- looking ----
+
+bool WorkerPool::AnyReady() const {
+  absl::MutexLock lock(&mutex_);
+  return std::any_of(workers_.begin(), workers_.end(),
+                     [](const Worker& worker) { return worker.up; });
+}
+
+int64_t WorkerPool::max_context() const {
+  absl::MutexLock lock(&mutex_);
+  int64_t least = 0;
+  for (const Worker& worker : workers_) {
+    const int64_t context = worker.description.max_context();
+    if (worker.up && context > 0 && (least == 0 || context < least)) least = context;
+  }
+  return least;
+}
+
+std::string WorkerPool::fingerprint() const {
+  absl::MutexLock lock(&mutex_);
+  return fingerprint_;
+}
+
+std::vector<v1::ClusterStatus::WorkerStatus> WorkerPool::Snapshot() const {
+  absl::MutexLock lock(&mutex_);
+  std::vector<v1::ClusterStatus::WorkerStatus> statuses;
+  for (const Worker& worker : workers_) {
+    v1::ClusterStatus::WorkerStatus& status = statuses.emplace_back();
+    status.set_target(worker.target);
+    status.set_up(worker.up);
+    status.set_error(worker.error);
+    *status.mutable_description() = worker.description;
+    status.set_inflight(worker.inflight);
+  }
+  return statuses;
+}
+
+}  // namespace conclave

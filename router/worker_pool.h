@@ -1,0 +1,156 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "common/limits.h"
+#include "proto/conclave/v1/inference.pb.h"
+#include "proto/conclave/v1/worker.grpc.pb.h"
+#include "router/router_metrics.h"
+#include "router/timers.h"
+
+namespace conclave {
+
+struct WorkerPoolOptions {
+  std::vector<std::string> targets;  // gRPC targets; an index into it names a worker
+  absl::Duration poll_interval = absl::Milliseconds(500);
+  absl::Duration describe_deadline = limits::kDescribeDeadline;
+  // After this many failures with no success between, the worker rests before it gets requests
+  // again, however well it describes itself: the first duration, doubling up to the second.
+  int failures_to_open = 3;
+  absl::Duration min_rest = absl::Milliseconds(500);
+  absl::Duration max_rest = absl::Seconds(30);
+};
+
+class WorkerPool;
+
+// One request's hold on one worker: counts as in flight there until destroyed.
+class WorkerLease {
+ public:
+  WorkerLease(WorkerPool* pool, int worker, v1::Worker::Stub* stub, std::string fingerprint)
+      : pool_(pool),
+        worker_(worker),
+        stub_(stub),
+        fingerprint_(std::move(fingerprint)),
+        acquired_(absl::Now()) {}
+  ~WorkerLease();
+  WorkerLease(const WorkerLease&) = delete;
+  WorkerLease& operator=(const WorkerLease&) = delete;
+
+  int worker() const { return worker_; }
+  v1::Worker::Stub& stub() const { return *stub_; }
+  const std::string& fingerprint() const { return fingerprint_; }
+
+  // The worker's stream broke. It gets no request until it has described itself anew.
+  void ReportFailure(const absl::Status& status);
+  void ReportSuccess();
+
+ private:
+  WorkerPool* const pool_;
+  const int worker_;
+  v1::Worker::Stub* const stub_;
+  const std::string fingerprint_;
+  const absl::Time acquired_;
+};
+
+// The workers: asks each how it is and hands out the least loaded one that is ready. Only
+// transport errors and broken streams count against a worker. Thread-safe; nothing blocks but the
+// destructor.
+class WorkerPool {
+ public:
+  // `model`: what the router serves; a worker of another shape is never used.
+  WorkerPool(WorkerPoolOptions options, v1::ModelInfo model, RouterMetrics* metrics);
+  // Waits until every lease is back: end the requests first.
+  ~WorkerPool();
+  WorkerPool(const WorkerPool&) = delete;
+  WorkerPool& operator=(const WorkerPool&) = delete;
+
+  // What a request can use. A request that moved needs the same weights as before.
+  struct Wanted {
+    std::string fingerprint;             // empty: any
+    absl::flat_hash_set<int> not_these;  // workers that refused it
+  };
+  // The least loaded worker that is ready, or null.
+  std::unique_ptr<WorkerLease> Acquire(const Wanted& wanted);
+
+  using WaitId = uint64_t;
+  // Calls back exactly once, from a thread of the pool or of gRPC: when a worker may have become
+  // usable, or at the deadline.
+  WaitId Wait(const Wanted& wanted, absl::Time deadline, absl::AnyInvocable<void()> callback);
+  // The callback will not be called, unless it is being called now.
+  void CancelWait(WaitId id);
+
+  int num_workers() const { return static_cast<int>(options_.targets.size()); }
+  bool AnyReady() const;
+  // Calls back once, when a worker is ready for the first time.
+  void OnFirstReady(absl::AnyInvocable<void()> callback);
+  // Prompt and output together that every ready worker can hold; 0 while none is known.
+  int64_t max_context() const;
+  // Of the model the workers loaded; empty while none is known.
+  std::string fingerprint() const;
+  std::vector<v1::ClusterStatus::WorkerStatus> Snapshot() const;
+
+  Timers& timers() { return timers_; }
+
+ private:
+  friend class WorkerLease;
+  struct Worker {
+    std::string target;
+    std::unique_ptr<v1::Worker::Stub> stub;
+    bool up = false;  // described itself ready, as our model, since its last failure
+    std::string error = "not asked yet";
+    v1::WorkerDescription description;
+    int inflight = 0;          // leases
+    int inflight_at_poll = 0;  // leases when `description` was asked for
+    int failures = 0;          // since the last success
+    absl::Time last_failure = absl::InfinitePast();
+    absl::Time rests_until = absl::InfinitePast();
+    bool polling = false;
+    Timers::Id poll_timer = 0;
+    uint64_t last_used = 0;  // ticks, for turns among equals
+  };
+  struct Waiter {
+    absl::AnyInvocable<void()> callback;
+    Timers::Id timer;
+  };
+  struct DescribeCall;
+
+  void SchedulePoll(int worker, absl::Time when) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Poll(int worker);
+  void OnDescribed(int worker, absl::Time asked, const absl::Status& status,
+                   const v1::WorkerDescription& description);
+  void ReportFailure(int worker, absl::Time acquired, const absl::Status& status);
+  void ReportSuccess(int worker);
+  void Release(int worker);
+  void FireWaiter(WaitId id);
+  void SetUp(Worker& worker, bool up, std::string error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::string WhyUnusable(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  int FindBest(const Wanted& wanted) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool Idle() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const WorkerPoolOptions options_;
+  const v1::ModelInfo model_;
+  RouterMetrics* const metrics_;
+  mutable absl::Mutex mutex_;
+  std::vector<Worker> workers_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<WaitId, Waiter> waiters_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_set<DescribeCall*> calls_ ABSL_GUARDED_BY(mutex_);
+  absl::AnyInvocable<void()> on_first_ready_ ABSL_GUARDED_BY(mutex_);
+  std::string fingerprint_ ABSL_GUARDED_BY(mutex_);  // of the workers that are up
+  WaitId next_wait_ ABSL_GUARDED_BY(mutex_) = 1;
+  uint64_t ticks_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  Timers timers_;  // last: its thread ends before what its callbacks use
+};
+
+}  // namespace conclave

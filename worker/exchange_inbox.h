@@ -1,0 +1,48 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "rpc/expert_frame.h"
+
+namespace conclave {
+
+// A combine as it came in, and from which stream of which shard.
+struct ShardCombine {
+  int shard_idx = 0;
+  uint64_t stream_id = 0;
+  CombineFrame frame;
+};
+
+// What the shards' connections tell the engine's thread. Any thread pushes, one waits.
+class ExchangeInbox {
+ public:
+  // False when it holds more combines than any layer is answered with.
+  bool Push(ShardCombine combine);
+
+  // Some connection's state changed: the waiter is to look at all of them.
+  void NotifyChanged();
+
+  // Ends every wait from now on.
+  void Stop();
+  bool stopped() const;
+
+  // Blocks until there is a combine, a change, a stop, or `deadline` passes. Hands out all combines
+  // (in the order of each stream); true if there was a change.
+  bool Wait(absl::Time deadline, std::vector<ShardCombine>* combines);
+
+ private:
+  bool HasNews() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return changed_ || stopped_ || !combines_.empty();
+  }
+
+  mutable absl::Mutex mutex_;
+  std::vector<ShardCombine> combines_ ABSL_GUARDED_BY(mutex_);
+  bool changed_ ABSL_GUARDED_BY(mutex_) = false;
+  bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+}  // namespace conclave

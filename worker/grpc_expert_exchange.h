@@ -1,0 +1,136 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "common/limits.h"
+#include "common/metrics.h"
+#include "expert_shard/expert_runner.h"
+#include "model/expert_placement.h"
+#include "model/qwen3_config.h"
+#include "rpc/buffer_pool.h"
+#include "worker/exchange_inbox.h"
+#include "worker/expert_exchange.h"
+#include "worker/pair_order.h"
+#include "worker/shard_connection.h"
+
+namespace conclave {
+
+struct GrpcExpertExchangeOptions {
+  std::vector<std::string> shards;  // gRPC targets; several may hold the same experts
+  std::string fingerprint;          // of the model: shards with another are refused
+  Qwen3Config config;
+  // A layer whose experts nobody serves waits this long for a shard to return.
+  absl::Duration shard_wait = limits::kDefaultShardWait;
+  absl::Duration dispatch_timeout = limits::kDispatchTimeout;
+};
+
+// Experts on shards over gRPC, besides those of a local runner. A layer's pairs are split by
+// expert; each expert's go to one of the shards that hold it; each row goes to a shard once. What a
+// lost shard has not answered is sent to another that holds the expert, or waits for one.
+class GrpcExpertExchange final : public ExpertExchange {
+ public:
+  // Starts to connect at once. `local` (may be null) runs the experts it holds; `metrics` is
+  // borrowed.
+  GrpcExpertExchange(GrpcExpertExchangeOptions options, std::unique_ptr<ExpertRunner> local,
+                     Metrics* metrics);
+  ~GrpcExpertExchange() override;
+
+  absl::Status Run(const ExpertBatch& batch, std::vector<const BFloat16*>& expert_rows) override;
+
+  // Any thread. FailedPrecondition if an expert is missing and a shard has another model, else
+  // Unavailable naming the expert and why each shard that is not up is not.
+  absl::Status Ready() override;
+  std::vector<v1::ShardState> Shards() override;
+
+  // Blocks until Ready() is OK; at the deadline returns what it says. Any thread but not during
+  // Run.
+  absl::Status AwaitReady(absl::Time deadline);
+
+  // A Run in progress, and every later one, returns Unavailable. Any thread.
+  void Stop() { inbox_.Stop(); }
+
+ private:
+  // A dispatch that is not fully answered.
+  struct Outstanding {
+    int shard_idx = 0;
+    uint64_t stream_id = 0;
+    std::vector<uint32_t> pairs;  // indices into order_, rising
+    size_t num_answered = 0;
+    absl::Time sent;
+  };
+  // Where the experts are, as of the last look.
+  struct Placement {
+    std::vector<ShardView> shards;
+    ExpertPlacement replicas;
+  };
+  struct ExchangeMetrics {
+    ExchangeMetrics(Metrics* metrics, size_t num_shards);
+    prometheus::Counter& dispatch_bytes;
+    prometheus::Counter& combine_bytes;
+    prometheus::Histogram& dispatch_seconds;
+    prometheus::Counter& retries;
+    prometheus::Counter& local_rows;
+    std::vector<prometheus::Gauge*> shard_up;
+    std::vector<prometheus::Counter*> shard_rows;
+  };
+
+  Placement LookAtShards() const;
+  bool IsLocal(int layer, int expert) const {
+    return local_ != nullptr && local_->Holds(layer, expert);
+  }
+  absl::Status MissingExpert(const Placement& placement, int layer, int expert,
+                             absl::Duration waited) const;
+
+  // Steps of Run. Pairs are indices into order_; a pair is local, unassigned, in one outstanding
+  // dispatch, or answered.
+  void BeginLayer(const ExpertBatch& batch, std::vector<const BFloat16*>& expert_rows);
+  absl::Status RunLocalPairs();
+  absl::Status AssignPairs();
+  int ChooseShard(int expert, absl::Time now);
+  // What could not be sent stays unassigned.
+  void SendPairs(int shard_idx, const std::vector<uint32_t>& pairs);
+  bool SendFrame(int shard_idx, absl::Span<const uint32_t> rows, std::vector<uint32_t> pairs);
+  absl::Status WaitForNews();
+  absl::Status TakeCombine(ShardCombine combine);
+  absl::Status TakeError(const Outstanding& dispatch, const v1::ExpertCombine& header);
+  bool TakeRows(Outstanding& dispatch, CombineFrame& frame);
+  absl::Status TakeBack(uint64_t sequence);
+  absl::Status TakeBackLost();
+  void ResetTimedOut();
+  absl::Time NextDeadline() const;
+
+  const GrpcExpertExchangeOptions options_;
+  const size_t row_bytes_;
+  const std::unique_ptr<ExpertRunner> local_;
+  ExchangeMetrics metrics_;
+  BufferPool pool_{limits::kMaxIdleTensorBytes};
+  ExchangeInbox inbox_;
+  std::vector<std::unique_ptr<ShardConnection>> connections_;
+
+  // Below: the engine's thread only.
+  Placement placement_;
+  uint64_t last_sequence_ = 0;
+  std::vector<absl::Time> busy_until_;  // per shard: it refused a dispatch because it was full
+  // Of the layer being run:
+  ExpertBatch batch_;
+  std::vector<const BFloat16*>* expert_rows_ = nullptr;
+  PairOrder order_;
+  std::vector<uint32_t> local_pairs_;
+  std::vector<uint32_t> unassigned_;
+  absl::flat_hash_map<uint64_t, Outstanding> outstanding_;  // by sequence
+  std::vector<size_t> assigned_pairs_;                      // per shard, to balance replicas
+  std::vector<int64_t> row_idx_;                            // per row: its place in a shard's rows
+  absl::Time lost_since_ = absl::InfiniteFuture();          // first loss of this layer
+  std::vector<TensorBytes> received_;                       // what expert_rows points into
+  std::vector<BFloat16> local_output_;
+  std::vector<ShardCombine> combines_;
+};
+
+}  // namespace conclave

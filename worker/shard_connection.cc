@@ -1,0 +1,191 @@
+#include "worker/shard_connection.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/errors.h"
+#include "common/limits.h"
+#include "common/log.h"
+#include "common/status_macros.h"
+#include "proto/conclave/v1/expert_shard.grpc.pb.h"
+#include "rpc/channel.h"
+#include "rpc/grpc_status.h"
+
+namespace conclave {
+namespace {
+
+// Between two attempts to reach a shard: soon enough to be back within a blink of its return, rare
+// enough that a shard that loads for minutes is asked twice a second.
+constexpr absl::Duration kFirstPause = absl::Milliseconds(20);
+constexpr absl::Duration kLongestPause = absl::Milliseconds(500);
+
+}  // namespace
+
+ShardConnection::ShardConnection(Options options, ExchangeInbox* inbox)
+    : options_(std::move(options)),
+      inbox_(inbox),
+      channel_(MakeChannel(options_.target, Traffic::kTensors)) {
+  view_.reason = absl::UnavailableError("not connected yet");
+  thread_ = std::thread([this] { ThreadMain(); });
+}
+
+ShardConnection::~ShardConnection() {
+  std::shared_ptr<DispatchStream> stream;
+  {
+    absl::MutexLock lock(&mutex_);
+    stopping_ = true;
+    stream = stream_;
+    if (describing_ != nullptr) describing_->TryCancel();
+  }
+  if (stream != nullptr) stream->Cancel(absl::CancelledError("the worker stops"));
+  thread_.join();
+  // Streams call back until they end.
+  absl::MutexLock lock(&mutex_);
+  const auto none_open = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return open_streams_ == 0;
+  };
+  mutex_.Await(absl::Condition(&none_open));
+}
+
+ShardView ShardConnection::view() const {
+  absl::MutexLock lock(&mutex_);
+  return view_;
+}
+
+bool ShardConnection::Send(uint64_t stream_id, grpc::ByteBuffer frame) {
+  std::shared_ptr<DispatchStream> stream;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!view_.up || view_.stream_id != stream_id) return false;
+    stream = stream_;
+  }
+  return stream->Send(std::move(frame));
+}
+
+void ShardConnection::Reset(uint64_t stream_id, const absl::Status& reason) {
+  std::shared_ptr<DispatchStream> stream;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!view_.up || view_.stream_id != stream_id) return;
+    stream = stream_;
+    SetDown(reason);
+  }
+  inbox_->NotifyChanged();
+  stream->Cancel(reason);
+}
+
+void ShardConnection::OnStreamEnd(uint64_t stream_id, const absl::Status& reason) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (view_.up && view_.stream_id == stream_id) SetDown(reason);
+  }
+  inbox_->NotifyChanged();
+  absl::MutexLock lock(&mutex_);
+  --open_streams_;  // last: the destructor may go on from here
+}
+
+void ShardConnection::SetDown(const absl::Status& reason) {
+  if (!stopping_) LOG_WARNING("shard {} is lost: {}", options_.target, reason.ToString());
+  view_.up = false;
+  view_.reason = reason;
+  view_.experts.clear();
+  stream_ = nullptr;
+}
+
+void ShardConnection::ThreadMain() {
+  absl::Duration pause = kFirstPause;
+  while (true) {
+    const absl::Time start = absl::Now();
+    absl::StatusOr<v1::ShardDescription> description = Describe();
+    if (description.ok()) {
+      OpenStream(*description);
+      absl::MutexLock lock(&mutex_);
+      mutex_.Await(absl::Condition(this, &ShardConnection::DownOrStopping));
+    } else {
+      absl::MutexLock lock(&mutex_);
+      if (view_.reason.message() != description.status().message()) {
+        LOG_INFO("shard {}: {}", options_.target, description.status().ToString());
+      }
+      view_.reason = description.status();
+    }
+    if (!description.ok()) inbox_->NotifyChanged();
+    // A stream that lasted shows that the shard was well: the next loss is a new one.
+    const bool lasted = description.ok() && absl::Now() - start > absl::Seconds(1);
+    pause = lasted ? kFirstPause : std::min(2 * pause, kLongestPause);
+    absl::MutexLock lock(&mutex_);
+    mutex_.AwaitWithTimeout(absl::Condition(&stopping_), pause);
+    if (stopping_) return;
+  }
+}
+
+absl::StatusOr<v1::ShardDescription> ShardConnection::Describe() {
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(absl::Now() + limits::kDescribeDeadline));
+  {
+    absl::MutexLock lock(&mutex_);
+    if (stopping_) return absl::CancelledError("the worker stops");
+    describing_ = &context;
+  }
+  v1::ShardDescription description;
+  const grpc::Status status =
+      v1::ExpertShard::NewStub(channel_)->Describe(&context, v1::DescribeShardRequest(),
+                                                   &description);
+  {
+    absl::MutexLock lock(&mutex_);
+    describing_ = nullptr;
+  }
+  RETURN_IF_ERROR(FromGrpcStatus(status));
+  RETURN_IF_ERROR(Check(description));
+  return description;
+}
+
+absl::Status ShardConnection::Check(const v1::ShardDescription& description) const {
+  if (!description.ready()) {
+    return absl::UnavailableError("the shard is loading its experts, or draining");
+  }
+  if (description.model().fingerprint() != options_.fingerprint) {
+    return errors::FingerprintMismatch(options_.target, description.model().fingerprint(),
+                                       options_.fingerprint);
+  }
+  if (description.dtype() != "bf16") {
+    return absl::FailedPreconditionError(
+        absl::StrCat("dtype of shard ", options_.target, " is ", description.dtype(),
+                     ", want bf16"));
+  }
+  uint32_t least = 0;
+  for (const uint32_t expert : description.expert_ids()) {
+    if (expert < least || expert >= static_cast<uint32_t>(options_.num_experts)) {
+      return absl::InternalError(absl::StrCat("expert_ids of shard ", options_.target, " holds ",
+                                              expert, ", want rising ids below ",
+                                              options_.num_experts));
+    }
+    least = expert + 1;
+  }
+  return absl::OkStatus();
+}
+
+void ShardConnection::OpenStream(const v1::ShardDescription& description) {
+  uint64_t stream_id = 0;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (stopping_) return;
+    stream_id = ++last_stream_id_;
+    ++open_streams_;
+    view_.up = true;
+    view_.stream_id = stream_id;
+    view_.placement_epoch = description.placement_epoch();
+    view_.experts.assign(description.expert_ids().begin(), description.expert_ids().end());
+    view_.reason = absl::OkStatus();
+    // The stream may end, and call OnStreamEnd, before this returns: that waits for the lock.
+    stream_ = DispatchStream::Start(
+        channel_, {[this, stream_id](CombineFrame frame) {
+                     return inbox_->Push({options_.shard_idx, stream_id, std::move(frame)});
+                   },
+                   [this, stream_id](absl::Status reason) { OnStreamEnd(stream_id, reason); }});
+  }
+  LOG_INFO("shard {} serves {} experts", options_.target, description.expert_ids_size());
+  inbox_->NotifyChanged();
+}
+
+}  // namespace conclave

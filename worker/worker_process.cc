@@ -1,0 +1,87 @@
+#include "worker/worker_process.h"
+
+#include <memory>
+#include <optional>
+#include <thread>
+
+#include "absl/synchronization/notification.h"
+#include "common/log.h"
+#include "common/metrics.h"
+#include "common/status_macros.h"
+#include "rpc/address.h"
+#include "rpc/announce.h"
+#include "rpc/server_runner.h"
+#include "rpc/shutdown_signals.h"
+#include "worker/worker_service.h"
+
+namespace conclave {
+namespace {
+
+// How often readiness is looked at. A shard that is lost or back shows in health within this time.
+constexpr absl::Duration kReadyPoll = absl::Milliseconds(50);
+
+// Keeps health in step with WorkerService::Ready until it is destroyed.
+class ReadinessMonitor {
+ public:
+  ReadinessMonitor(WorkerService& service, ServerRunner& server)
+      : thread_([this, &service, &server] { Watch(service, server); }) {}
+  ~ReadinessMonitor() {
+    stop_.Notify();
+    thread_.join();
+  }
+
+ private:
+  void Watch(WorkerService& service, ServerRunner& server) {
+    bool announced = false;
+    std::optional<bool> serving;
+    do {
+      const absl::Status ready = service.Ready();
+      if (serving == ready.ok()) continue;
+      serving = ready.ok();
+      server.SetServing(ready.ok());
+      if (ready.ok()) {
+        LOG_INFO("serving");
+        if (!announced) PrintReady();
+        announced = true;
+      } else {
+        LOG_WARNING("not serving: {}", std::string(ready.message()));
+      }
+    } while (!stop_.WaitForNotificationWithTimeout(kReadyPoll));
+  }
+
+  absl::Notification stop_;
+  std::thread thread_;
+};
+
+}  // namespace
+
+absl::Status RunWorkerProcess(const WorkerProcessOptions& options) {
+  ShutdownSignals signals;
+  ASSIGN_OR_RETURN(const HostPort metrics_listen, ParseHostPort(options.metrics_listen));
+  // The runtime uses the metrics, the service the runtime, the server the service: each is declared
+  // after what it uses.
+  Metrics metrics;
+  ASSIGN_OR_RETURN(const std::unique_ptr<WorkerRuntime> runtime,
+                   WorkerRuntime::Open(options.runtime));
+  WorkerService service(runtime->model());
+  ServerOptions server_options;
+  server_options.listen = options.listen;
+  server_options.services = {&service};
+  ASSIGN_OR_RETURN(const std::unique_ptr<ServerRunner> server, ServerRunner::Start(server_options));
+  ASSIGN_OR_RETURN(const int metrics_port, metrics.Serve(metrics_listen.host, metrics_listen.port));
+  PrintListening({{"grpc", server->address()},
+                  {"metrics", FormatHostPort(metrics_listen.host, metrics_port)}});
+  RETURN_IF_ERROR(runtime->Load(
+      metrics, [](absl::string_view progress) { LOG_INFO("loaded {}", std::string(progress)); }));
+  service.SetEngine(&runtime->engine(), runtime->experts(), runtime->has_local_experts());
+  {
+    ReadinessMonitor monitor(service, *server);
+    signals.Wait();
+    service.StartDraining();
+  }
+  LOG_INFO("draining for at most {}", absl::FormatDuration(options.drain));
+  server->DrainAndStop(options.drain);
+  return absl::OkStatus();
+}
+
+}  // namespace conclave
