@@ -105,8 +105,13 @@ void ThinkingAutomaton::OnSampled(uint32_t id) {
     state_.in_tool_call = false;
   } else if (thinking) {
     // A call written inside the block is not thinking: it may be long, and must not be cut.
-    if (!state_.in_tool_call && id != options_.tool_call_end_id) ++state_.used;
-    TrackBytes(id);
+    const bool of_call = state_.in_tool_call || (tool_tags && id == options_.tool_call_end_id);
+    if (of_call) {
+      state_.partial_utf8.clear();  // a tag ends whatever character was open
+    } else {
+      ++state_.used;
+      TrackBytes(id);
+    }
     MaybeForce();
   } else if (id == options_.start_id && !state_.in_tool_call) {
     Enter();
