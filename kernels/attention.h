@@ -21,8 +21,8 @@ struct AttentionSequence {
 
 struct AttentionArgs {
   const BFloat16* q = nullptr;  // [num_rows, num_attention_heads * head_dim]
-  KvCacheLayer kv_cache;        // holds the new tokens already
-  absl::Span<const AttentionSequence> sequences;
+  KvCacheLayer kv_cache = {};   // holds the new tokens already
+  absl::Span<const AttentionSequence> sequences = {};
   BFloat16* output = nullptr;  // out [num_rows, num_attention_heads * head_dim]
   int num_attention_heads = 0;
   float scale = 0;  // 1 / sqrt(head_dim)

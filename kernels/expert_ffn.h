@@ -29,10 +29,10 @@ struct ExpertFfnWorkspace {
 };
 
 struct ExpertFfnArgs {
-  const BFloat16* hidden_states = nullptr;  // [num_rows, hidden_size]
-  absl::Span<const uint32_t> pair_rows;     // [num_pairs]: row of hidden_states, by expert
-  absl::Span<const ExpertGroup> groups;     // cover the pairs in order
-  BFloat16* output = nullptr;               // out [num_pairs, hidden_size], in the pairs' order
+  const BFloat16* hidden_states = nullptr;    // [num_rows, hidden_size]
+  absl::Span<const uint32_t> pair_rows = {};  // [num_pairs]: row of hidden_states, by expert
+  absl::Span<const ExpertGroup> groups = {};  // cover the pairs in order
+  BFloat16* output = nullptr;                 // out [num_pairs, hidden_size], in the pairs' order
   int64_t num_rows = 0;
   int64_t hidden_size = 0;
   int64_t moe_intermediate_size = 0;  // a multiple of PackedMatrix::kPanel

@@ -32,7 +32,7 @@ struct NormRopeArgs {
   const int32_t* positions = nullptr;     // [num_tokens], absolute, below rope->max_positions
   const int64_t* slot_mapping = nullptr;  // [num_tokens]: block * block_tokens + offset
   BFloat16* q = nullptr;                  // out [num_tokens, num_attention_heads * head_dim]
-  KvCacheLayer kv_cache;                  // out: the tokens' slots
+  KvCacheLayer kv_cache = {};             // out: the tokens' slots
   int64_t num_tokens = 0;
   int num_attention_heads = 0;
   float rms_norm_eps = 1e-6f;

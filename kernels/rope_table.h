@@ -20,7 +20,7 @@ struct RopeParams {
   int head_dim = 0;  // even
   double rope_theta = 1e6;
   int64_t max_positions = 0;  // positions the table covers
-  std::optional<YarnParams> yarn;
+  std::optional<YarnParams> yarn = std::nullopt;
 };
 
 // cos and sin of every position, already multiplied by YaRN's attention factor:

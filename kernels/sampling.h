@@ -38,8 +38,8 @@ struct SampleArgs {
   int64_t vocab_size = 0;   // rows of the LM head
   int64_t num_ids = 0;      // ids from here on are padding and are never sampled
   const SamplingParams* params = nullptr;
-  const TokenCounts* counts = nullptr;                      // null when no penalty is set
-  absl::Span<const std::pair<uint32_t, float>> logit_bias;  // -inf forbids an id
+  const TokenCounts* counts = nullptr;                           // null when no penalty is set
+  absl::Span<const std::pair<uint32_t, float>> logit_bias = {};  // -inf forbids an id
   uint64_t position = 0;  // absolute position of the token to draw: the generator's counter
 };
 

@@ -50,7 +50,7 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(const std::string& ta
                                                            const ChannelOptions& options) {
   if (options.tls_ca_file.empty()) return MakeChannel(target, options.traffic);
   grpc::SslCredentialsOptions tls;
-  ASSIGN_OR_RETURN(tls.pem_root_certs, ReadTextFile(options.tls_ca_file));
+  ASSIGN_OR_RETURN(tls.pem_root_certs, ReadPemFile(options.tls_ca_file));
   return grpc::CreateCustomChannel(target, grpc::SslCredentials(tls),
                                    MakeArguments(options.traffic));
 }

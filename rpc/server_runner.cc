@@ -43,8 +43,8 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeCredentials(
   }
   if (options.tls_cert_file.empty()) return grpc::InsecureServerCredentials();
   grpc::SslServerCredentialsOptions::PemKeyCertPair pair;
-  ASSIGN_OR_RETURN(pair.cert_chain, ReadTextFile(options.tls_cert_file));
-  ASSIGN_OR_RETURN(pair.private_key, ReadTextFile(options.tls_key_file));
+  ASSIGN_OR_RETURN(pair.cert_chain, ReadPemFile(options.tls_cert_file));
+  ASSIGN_OR_RETURN(pair.private_key, ReadPemFile(options.tls_key_file));
   grpc::SslServerCredentialsOptions tls;
   tls.pem_key_cert_pairs.push_back(std::move(pair));
   return grpc::SslServerCredentials(tls);

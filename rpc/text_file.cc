@@ -7,7 +7,7 @@
 
 namespace conclave {
 
-absl::StatusOr<std::string> ReadTextFile(const std::string& path) {
+absl::StatusOr<std::string> ReadPemFile(const std::string& path) {
   constexpr size_t kMaxBytes = 1 << 20;
   std::ifstream file(path, std::ios::binary);
   std::string text(kMaxBytes + 1, '\0');

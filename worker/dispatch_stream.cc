@@ -15,8 +15,7 @@ constexpr char kForwardMethod[] = "/conclave.v1.ExpertShard/Forward";
 
 std::shared_ptr<DispatchStream> DispatchStream::Start(std::shared_ptr<grpc::Channel> channel,
                                                       Events events) {
-  std::shared_ptr<DispatchStream> stream(
-      new DispatchStream(std::move(channel), std::move(events)));
+  std::shared_ptr<DispatchStream> stream(new DispatchStream(std::move(channel), std::move(events)));
   stream->self_ = stream;
   grpc::GenericStub stub(stream->channel_);
   stub.PrepareBidiStreamingCall(&stream->context_, kForwardMethod, {}, stream.get());

@@ -59,7 +59,7 @@ class DispatchStream : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::By
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;  // no further write is started
   bool reads_ended_ ABSL_GUARDED_BY(mutex_) = false;
-  absl::Status reason_ ABSL_GUARDED_BY(mutex_);        // of Cancel
+  absl::Status reason_ ABSL_GUARDED_BY(mutex_);  // of Cancel
 };
 
 }  // namespace conclave

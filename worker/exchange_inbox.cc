@@ -15,7 +15,12 @@ bool ExchangeInbox::Push(ShardCombine combine) {
 
 void ExchangeInbox::NotifyChanged() {
   absl::MutexLock lock(&mutex_);
-  changed_ = true;
+  ++changes_;
+}
+
+uint64_t ExchangeInbox::changes() const {
+  absl::MutexLock lock(&mutex_);
+  return changes_;
 }
 
 void ExchangeInbox::Stop() {
@@ -28,12 +33,22 @@ bool ExchangeInbox::stopped() const {
   return stopped_;
 }
 
-bool ExchangeInbox::Wait(absl::Time deadline, std::vector<ShardCombine>* combines) {
+void ExchangeInbox::Wait(uint64_t seen, absl::Time deadline, std::vector<ShardCombine>* combines) {
   combines->clear();
   absl::MutexLock lock(&mutex_);
-  mutex_.AwaitWithDeadline(absl::Condition(this, &ExchangeInbox::HasNews), deadline);
+  const auto has_news = [this, seen]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return stopped_ || changes_ != seen || !combines_.empty();
+  };
+  mutex_.AwaitWithDeadline(absl::Condition(&has_news), deadline);
   combines->swap(combines_);
-  return std::exchange(changed_, false);
+}
+
+void ExchangeInbox::WaitForChange(uint64_t seen, absl::Time deadline) const {
+  absl::MutexLock lock(&mutex_);
+  const auto changed = [this, seen]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return stopped_ || changes_ != seen;
+  };
+  mutex_.AwaitWithDeadline(absl::Condition(&changed), deadline);
 }
 
 }  // namespace conclave

@@ -23,25 +23,26 @@ class ExchangeInbox {
   // False when it holds more combines than any layer is answered with.
   bool Push(ShardCombine combine);
 
-  // Some connection's state changed: the waiter is to look at all of them.
+  // Some connection's state changed. The waiter compares changes() with what it saw last, and then
+  // looks at all of them.
   void NotifyChanged();
+  uint64_t changes() const;
 
   // Ends every wait from now on.
   void Stop();
   bool stopped() const;
 
-  // Blocks until there is a combine, a change, a stop, or `deadline` passes. Hands out all combines
-  // (in the order of each stream); true if there was a change.
-  bool Wait(absl::Time deadline, std::vector<ShardCombine>* combines);
+  // Blocks until there is a combine, changes() is not `seen`, a stop, or `deadline` passes. Hands
+  // out all combines, in the order of each stream.
+  void Wait(uint64_t seen, absl::Time deadline, std::vector<ShardCombine>* combines);
+
+  // The same without regard to combines.
+  void WaitForChange(uint64_t seen, absl::Time deadline) const;
 
  private:
-  bool HasNews() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return changed_ || stopped_ || !combines_.empty();
-  }
-
   mutable absl::Mutex mutex_;
   std::vector<ShardCombine> combines_ ABSL_GUARDED_BY(mutex_);
-  bool changed_ ABSL_GUARDED_BY(mutex_) = false;
+  uint64_t changes_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
 };
 

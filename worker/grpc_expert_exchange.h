@@ -49,8 +49,7 @@ class GrpcExpertExchange final : public ExpertExchange {
   absl::Status Ready() override;
   std::vector<v1::ShardState> Shards() override;
 
-  // Blocks until Ready() is OK; at the deadline returns what it says. Any thread but not during
-  // Run.
+  // Blocks until Ready() is OK; at the deadline returns what it says. Any thread.
   absl::Status AwaitReady(absl::Time deadline);
 
   // A Run in progress, and every later one, returns Unavailable. Any thread.
@@ -67,6 +66,7 @@ class GrpcExpertExchange final : public ExpertExchange {
   };
   // Where the experts are, as of the last look.
   struct Placement {
+    uint64_t changes = 0;  // the inbox's count before the look
     std::vector<ShardView> shards;
     ExpertPlacement replicas;
   };
@@ -96,7 +96,8 @@ class GrpcExpertExchange final : public ExpertExchange {
   int ChooseShard(int expert, absl::Time now);
   // What could not be sent stays unassigned.
   void SendPairs(int shard_idx, const std::vector<uint32_t>& pairs);
-  bool SendFrame(int shard_idx, absl::Span<const uint32_t> rows, std::vector<uint32_t> pairs);
+  // `rows` are consecutive ones of SendPairs, `pairs` those that use them.
+  void SendFrame(int shard_idx, absl::Span<const uint32_t> rows, std::vector<uint32_t> pairs);
   absl::Status WaitForNews();
   absl::Status TakeCombine(ShardCombine combine);
   absl::Status TakeError(const Outstanding& dispatch, const v1::ExpertCombine& header);
@@ -127,6 +128,7 @@ class GrpcExpertExchange final : public ExpertExchange {
   absl::flat_hash_map<uint64_t, Outstanding> outstanding_;  // by sequence
   std::vector<size_t> assigned_pairs_;                      // per shard, to balance replicas
   std::vector<int64_t> row_idx_;                            // per row: its place in a shard's rows
+  absl::Time assigned_at_;                                  // the last AssignPairs
   absl::Time lost_since_ = absl::InfiniteFuture();          // first loss of this layer
   std::vector<TensorBytes> received_;                       // what expert_rows points into
   std::vector<BFloat16> local_output_;

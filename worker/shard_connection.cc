@@ -42,9 +42,8 @@ ShardConnection::~ShardConnection() {
   thread_.join();
   // Streams call back until they end.
   absl::MutexLock lock(&mutex_);
-  const auto none_open = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return open_streams_ == 0;
-  };
+  const auto none_open = [this]()
+                             ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return open_streams_ == 0; };
   mutex_.Await(absl::Condition(&none_open));
 }
 
@@ -108,6 +107,7 @@ void ShardConnection::ThreadMain() {
         LOG_INFO("shard {}: {}", options_.target, description.status().ToString());
       }
       view_.reason = description.status();
+      view_.wrong_model = absl::IsFailedPrecondition(description.status());
     }
     if (!description.ok()) inbox_->NotifyChanged();
     // A stream that lasted shows that the shard was well: the next loss is a new one.
@@ -128,9 +128,8 @@ absl::StatusOr<v1::ShardDescription> ShardConnection::Describe() {
     describing_ = &context;
   }
   v1::ShardDescription description;
-  const grpc::Status status =
-      v1::ExpertShard::NewStub(channel_)->Describe(&context, v1::DescribeShardRequest(),
-                                                   &description);
+  const grpc::Status status = v1::ExpertShard::NewStub(channel_)->Describe(
+      &context, v1::DescribeShardRequest(), &description);
   {
     absl::MutexLock lock(&mutex_);
     describing_ = nullptr;
@@ -149,9 +148,8 @@ absl::Status ShardConnection::Check(const v1::ShardDescription& description) con
                                        options_.fingerprint);
   }
   if (description.dtype() != "bf16") {
-    return absl::FailedPreconditionError(
-        absl::StrCat("dtype of shard ", options_.target, " is ", description.dtype(),
-                     ", want bf16"));
+    return absl::FailedPreconditionError(absl::StrCat("dtype of shard ", options_.target, " is ",
+                                                      description.dtype(), ", want bf16"));
   }
   uint32_t least = 0;
   for (const uint32_t expert : description.expert_ids()) {
@@ -177,6 +175,7 @@ void ShardConnection::OpenStream(const v1::ShardDescription& description) {
     view_.placement_epoch = description.placement_epoch();
     view_.experts.assign(description.expert_ids().begin(), description.expert_ids().end());
     view_.reason = absl::OkStatus();
+    view_.wrong_model = false;
     // The stream may end, and call OnStreamEnd, before this returns: that waits for the lock.
     stream_ = DispatchStream::Start(
         channel_, {[this, stream_id](CombineFrame frame) {

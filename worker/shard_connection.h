@@ -27,7 +27,8 @@ struct ShardView {
   uint64_t stream_id = 0;  // of the open stream, while up; no two streams have the same
   uint64_t placement_epoch = 0;
   std::vector<int> experts;  // while up; rising
-  absl::Status reason;       // why it is not up; FailedPrecondition: it has loaded another model
+  absl::Status reason;       // why it is not up
+  bool wrong_model = false;  // that is why
 };
 
 // One shard: a channel, what Describe said, and one open stream. A thread asks and opens again,

@@ -99,20 +99,29 @@ absl::StatusOr<int64_t> WorkerRuntime::KvTokens() const {
 absl::Status WorkerRuntime::LoadExperts(Metrics& metrics,
                                         const std::function<void(absl::string_view)>& progress) {
   if (config_.num_experts == 0) return absl::OkStatus();
-  std::unique_ptr<ExpertExchange> local;
+  std::unique_ptr<ExpertRunner> local;
   if (has_local_experts()) {
     std::vector<int> ids = AllExperts(config_.num_experts);
     if (!options_.local_experts.empty()) {
       ASSIGN_OR_RETURN(ids, ParseExpertList(options_.local_experts, config_.num_experts));
     }
     ASSIGN_OR_RETURN(
-        std::unique_ptr<ExpertRunner> runner,
+        local,
         ExpertRunner::Load(*checkpoint_, config_, ids, device_, [&](size_t done, size_t total) {
-          progress(absl::StrCat("experts ", done >> 20, " of ", total >> 20, " MiB"));
+          progress(absl::StrCat("experts: ", done >> 20, " of ", total >> 20, " MiB"));
           return true;
         }));
-    local = nullptr;
   }
+  if (options_.shards.empty()) {
+    experts_ = std::make_unique<LocalExpertExchange>(config_, std::move(local));
+    return absl::OkStatus();
+  }
+  GrpcExpertExchangeOptions exchange;
+  exchange.shards = options_.shards;
+  exchange.fingerprint = model_.fingerprint();
+  exchange.config = config_;
+  exchange.shard_wait = options_.shard_wait;
+  experts_ = std::make_unique<GrpcExpertExchange>(std::move(exchange), std::move(local), &metrics);
   return absl::OkStatus();
 }
 

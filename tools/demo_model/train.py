@@ -32,6 +32,7 @@ import export
 import mixture
 import model as demo_model
 import tokenizer_builder
+from optimizer import MuonAdamW
 
 
 def parse_args():
@@ -41,19 +42,23 @@ def parse_args():
     length.add_argument("--minutes", type=float, default=40.0)
     length.add_argument("--steps", type=int)
     parser.add_argument("--lr", type=float, default=2.5e-3)
-    parser.add_argument("--tokens_per_batch", type=int, default=6144, help="of all processes together")
+    parser.add_argument("--decay_share", type=float, default=0.3, help="last share of it: lr decays")
+    parser.add_argument("--tokens_per_batch", type=int, default=4096, help="of all processes together")
     parser.add_argument("--merges", type=int, default=980)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2, help="data-parallel, one thread each")
-    parser.add_argument("--resume", type=Path, help="training state to start from (weights only)")
+    parser.add_argument("--resume", type=Path, help="state of an earlier run to go on from")
     parser.add_argument("--state", type=Path, help="where to keep the FP32 training weights")
     parser.add_argument("--port", type=int, default=29531, help="where the processes meet")
     parser.add_argument("--no_compile", action="store_true")
     return parser.parse_args()
 
 
+WARM_UP_STEPS = 100
+
+
 class Schedule:
-    """Progress 0..1 by steps or by the clock; learning rate: warm-up, then cosine to 2 %."""
+    """Progress 0..1 by steps or by the clock. Learning rate: warm-up, level, then linear to 2 %."""
 
     def __init__(self, args):
         self.args, self.start, self.step = args, time.time(), 0
@@ -64,23 +69,30 @@ class Schedule:
         return (time.time() - self.start) / (60 * self.args.minutes)
 
     def learning_rate(self, progress: float) -> float:
-        cosine = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        return self.args.lr * cosine * min(1.0, (self.step + 1) / 150)
+        decay = max(0.02, min(1.0, (1 - progress) / self.args.decay_share))
+        return self.args.lr * decay * min(1.0, (self.step + 1) / WARM_UP_STEPS)
 
 
-def optimizer_for(network, args):
-    decayed = [p for p in network.parameters() if p.dim() > 1]
-    plain = [p for p in network.parameters() if p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), eps=1e-8, fused=True)
+class Average:
+    """Moving average of the weights: a usable model at any time before the learning rate decays."""
+
+    def __init__(self, network, keep: float = 0.99):
+        self._network, self._keep = network, keep
+        self._mean = [p.detach().clone() for p in network.parameters()]
+
+    def update(self) -> None:
+        torch._foreach_lerp_(self._mean, [p.detach() for p in self._network.parameters()], 1 - self._keep)
+
+    def state_dict(self) -> dict:
+        return dict(zip((name for name, _ in self._network.named_parameters()), self._mean))
 
 
 def held_out_batches(tokenizer):
-    """Per number of operands, 60 held-out problems with thinking; a quick progress measure."""
+    """Per number of operands, 40 held-out problems with thinking; a quick progress measure."""
     rng = random.Random(99)
     return {n: [torch.from_numpy(array) for array in batches.encode_all(
         tokenizer, [mixture.sample_arithmetic(rng, held_out=True, num_operands=n, follow_up=False)
-                    for _ in range(60)])] for n in (2, 4, 6)}
+                    for _ in range(40)])] for n in (2, 4, 6)}
 
 
 class GradientSum:
@@ -114,6 +126,11 @@ def report(network, schedule, progress_batches, num_tokens, loss, balance) -> No
           flush=True)
 
 
+def save_state(args, network, average) -> None:
+    if args.state:
+        torch.save({"weights": network.state_dict(), "average": average.state_dict()}, args.state)
+
+
 def run(rank: int, args, tokenizer_text: str) -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
@@ -126,39 +143,37 @@ def run(rank: int, args, tokenizer_text: str) -> None:
         print(f"vocabulary {tokenizer.get_vocab_size()}", flush=True)
     network = demo_model.DemoModel(config)
     if args.resume:
-        network.load_state_dict(torch.load(args.resume))
+        network.load_state_dict(torch.load(args.resume)["weights"])
     progress_batches = held_out_batches(tokenizer)
     if not args.no_compile:
         demo_model.enable_compile()
-    optimizer, schedule = optimizer_for(network, args), Schedule(args)
+    optimizer, schedule = MuonAdamW(network), Schedule(args)
     source = batches.BatchSource(tokenizer, args.tokens_per_batch // args.processes,
                                  args.seed * 100 + rank)
-    gradients = GradientSum(network, args.processes)
+    gradients, average = GradientSum(network, args.processes), Average(network)
     num_tokens, running, progress, last_report = 0, None, 0.0, time.time()
     while progress < 1:
         source.max_operands.value = 6 if args.resume or progress > 0.12 else 4
         ids, targets = (torch.from_numpy(array) for array in source.next())
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.learning_rate(progress)
-        optimizer.zero_grad(set_to_none=True)
+        lr = schedule.learning_rate(progress)
+        network.zero_grad(set_to_none=True)
         loss, balance = network.loss(ids, targets)
         (loss + 0.01 * balance).backward()
         progress = gradients.exchange(schedule.progress())
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+        optimizer.step(lr)
+        average.update()
         num_tokens += ids.numel() * args.processes
         schedule.step += 1
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         if rank == 0 and schedule.step % 20 == 0 and time.time() - last_report > 90:
             last_report = time.time()
             report(network, schedule, progress_batches, num_tokens, running, balance)
-            if args.state:
-                torch.save(network.state_dict(), args.state)
+            save_state(args, network, average)
     source.close()
     if rank == 0:
         report(network, schedule, progress_batches, num_tokens, running, balance)
-        if args.state:
-            torch.save(network.state_dict(), args.state)
+        save_state(args, network, average)
         export.write_checkpoint(network, tokenizer, args.out)
         facts = {"steps": schedule.step, "tokens": num_tokens, "final_loss": round(running, 4),
                  "minutes": round((time.time() - schedule.start) / 60, 1),

@@ -1,0 +1,164 @@
+#include <fcntl.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "rpc/channel.h"
+#include "tests/support/test_shard.h"
+
+namespace conclave {
+namespace {
+
+using testing::HasSubstr;
+
+// conclave-expert-shard as a child process.
+class ShardProcess {
+ public:
+  ShardProcess(const std::string& stderr_path, std::vector<std::string> args) {
+    args.insert(args.begin(), CONCLAVE_BIN_DIR "/conclave-expert-shard");
+    std::vector<char*> argv;
+    for (std::string& arg : args) argv.push_back(arg.data());
+    argv.push_back(nullptr);
+    int out[2];
+    CHECK_EQ(pipe(out), 0);
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, out[1], STDOUT_FILENO);
+    posix_spawn_file_actions_addclose(&actions, out[0]);
+    posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, stderr_path.c_str(),
+                                     O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    CHECK_EQ(posix_spawn(&pid_, argv[0], &actions, nullptr, argv.data(), environ), 0);
+    posix_spawn_file_actions_destroy(&actions);
+    close(out[1]);
+    stdout_ = fdopen(out[0], "r");
+  }
+  ~ShardProcess() {
+    if (pid_ > 0) {
+      kill(pid_, SIGKILL);
+      Wait();
+    }
+    std::fclose(stdout_);
+  }
+
+  // The next line of stdout as JSON; null at its end.
+  nlohmann::json NextLine() {
+    char line[4096];
+    if (std::fgets(line, sizeof(line), stdout_) == nullptr) return nullptr;
+    return nlohmann::json::parse(line, nullptr, false);
+  }
+  void Signal(int number) { kill(pid_, number); }
+  int Wait() {
+    int status = 0;
+    waitpid(pid_, &status, 0);
+    pid_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+
+ private:
+  pid_t pid_ = -1;
+  FILE* stdout_ = nullptr;
+};
+
+class ShardProcessTest : public testing::Test {
+ protected:
+  std::vector<std::string> Args(std::vector<std::string> more) const {
+    std::vector<std::string> args = {"--model", model_.dir(), "--threads", "1"};
+    args.insert(args.end(), more.begin(), more.end());
+    return args;
+  }
+  std::string stderr_path() const { return model_.dir() + ".stderr"; }
+  std::string Stderr() const {
+    std::ifstream file(stderr_path());
+    std::stringstream text;
+    text << file.rdbuf();
+    return text.str();
+  }
+  absl::StatusOr<v1::ShardDescription> Describe(const std::string& target) const {
+    grpc::ClientContext context;
+    v1::ShardDescription description;
+    const grpc::Status status =
+        v1::ExpertShard::NewStub(MakeChannel(target))->Describe(&context, {}, &description);
+    if (!status.ok()) return absl::UnavailableError(status.error_message());
+    return description;
+  }
+
+  TestModel model_{TinyMoeConfig()};
+};
+
+TEST_F(ShardProcessTest, AnnouncesServesAndDrains) {
+  ShardProcess shard(stderr_path(),
+                     Args({"--listen", "127.0.0.1:0", "--shard_index", "1", "--num_shards", "3"}));
+  const nlohmann::json listening = shard.NextLine();
+  ASSERT_EQ(listening.value("event", ""), "listening") << Stderr();
+  ASSERT_EQ(shard.NextLine().value("event", ""), "ready") << Stderr();
+  ASSERT_OK_AND_ASSIGN(const v1::ShardDescription description,
+                       Describe(listening["grpc"].get<std::string>()));
+  EXPECT_TRUE(description.ready());
+  EXPECT_EQ(description.model().fingerprint(), model_.fingerprint());
+  EXPECT_THAT(description.expert_ids(), testing::ElementsAre(3, 4, 5));
+  EXPECT_NE(description.placement_epoch(), 0u);
+  EXPECT_NE(listening["metrics"].get<std::string>(), "127.0.0.1:0");
+  shard.Signal(SIGTERM);
+  EXPECT_TRUE(shard.NextLine().is_null()) << "something else on stdout";
+  EXPECT_EQ(shard.Wait(), 0) << Stderr();
+}
+
+TEST_F(ShardProcessTest, EveryStartHasAnEpochOfItsOwn) {
+  std::vector<uint64_t> epochs;
+  for (int start = 0; start < 2; ++start) {
+    ShardProcess shard(stderr_path(), Args({"--listen", "127.0.0.1:0", "--experts", "0-2,7"}));
+    const nlohmann::json listening = shard.NextLine();
+    ASSERT_EQ(shard.NextLine().value("event", ""), "ready") << Stderr();
+    ASSERT_OK_AND_ASSIGN(const v1::ShardDescription description,
+                         Describe(listening["grpc"].get<std::string>()));
+    EXPECT_THAT(description.expert_ids(), testing::ElementsAre(0, 1, 2, 7));
+    epochs.push_back(description.placement_epoch());
+    shard.Signal(SIGINT);
+    EXPECT_EQ(shard.Wait(), 0);
+  }
+  EXPECT_NE(epochs[0], epochs[1]);
+}
+
+TEST_F(ShardProcessTest, StartErrorsAreOneLineAndStatus1) {
+  TestShard other(model_, {0});
+  const std::string bad_model = model_.dir() + "-missing";
+  const struct {
+    std::vector<std::string> args;
+    std::string message;
+  } cases[] = {
+      {Args({"--listen", other.target(), "--experts", "0"}), other.target()},
+      {Args({"--experts", "8"}), "8"},
+      {Args({"--experts", "0", "--num_shards", "2"}), "either --experts or both"},
+      {Args({}), "either --experts or both"},
+      {Args({"--shard_index", "3", "--num_shards", "3"}), "--shard_index is 3, want 0..2"},
+      {Args({"--shard_index", "0", "--num_shards", "9"}), "--num_shards is 9, want 1..8"},
+      {Args({"--experts", "0", "--cpu_isa", "mmx"}), "mmx"},
+      {Args({"--experts", "0", "--log_level", "loud"}), "loud"},
+      {Args({"--experts", "0", "--metrics_listen", "here"}), "here"},
+      {Args({"--experts", "0", "--drain_seconds", "-1"}), "--drain_seconds is -1"},
+      {{"--model", bad_model, "--experts", "0"}, bad_model},
+  };
+  for (const auto& start : cases) {
+    ShardProcess shard(stderr_path(), start.args);
+    EXPECT_EQ(shard.Wait(), 1) << Stderr();
+    EXPECT_THAT(Stderr(), HasSubstr(start.message));
+  }
+}
+
+TEST_F(ShardProcessTest, ADamagedCheckpointIsNamed) {
+  std::filesystem::resize_file(model_.dir() + "/model.safetensors", 5000);
+  ShardProcess shard(stderr_path(), Args({"--listen", "127.0.0.1:0", "--experts", "0"}));
+  EXPECT_EQ(shard.NextLine().value("event", ""), "listening");
+  EXPECT_TRUE(shard.NextLine().is_null());
+  EXPECT_EQ(shard.Wait(), 1);
+  EXPECT_THAT(Stderr(), HasSubstr("model.safetensors"));
+}
+
+}  // namespace
+}  // namespace conclave

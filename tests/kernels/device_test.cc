@@ -1,0 +1,36 @@
+#include "kernels/device.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/support/status_matchers.h"
+
+namespace conclave {
+namespace {
+
+using testing::HasSubstr;
+
+TEST(DeviceTest, AutoIsTheDetectedOne) {
+  ASSERT_OK_AND_ASSIGN(const CpuIsa isa, ParseCpuIsa("auto"));
+  EXPECT_EQ(isa, DetectCpuIsa());
+}
+
+TEST(DeviceTest, NamesParseBackUpToTheDetectedOne) {
+  for (const CpuIsa isa : {CpuIsa::kPlain, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16}) {
+    const absl::StatusOr<CpuIsa> parsed = ParseCpuIsa(CpuIsaName(isa));
+    if (isa <= DetectCpuIsa()) {
+      ASSERT_OK(parsed);
+      EXPECT_EQ(*parsed, isa);
+    } else {
+      EXPECT_THAT(parsed, StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("this CPU runs")));
+    }
+  }
+}
+
+TEST(DeviceTest, UnknownWordIsAnError) {
+  EXPECT_THAT(ParseCpuIsa("sse9"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("isa is \"sse9\"")));
+}
+
+}  // namespace
+}  // namespace conclave

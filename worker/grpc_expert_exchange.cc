@@ -1,0 +1,421 @@
+#include "worker/grpc_expert_exchange.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/algorithm/container.h"
+#include "absl/strings/str_cat.h"
+#include "common/check.h"
+#include "common/errors.h"
+#include "common/log.h"
+#include "common/status_macros.h"
+
+namespace conclave {
+namespace {
+
+// A shard that refused a dispatch because its queue is full gets the next after this.
+constexpr absl::Duration kBusyPause = absl::Milliseconds(20);
+// Bytes of a dispatch's header for each pair: varints of a row below 2^21 and an expert below 2^14.
+constexpr size_t kHeaderBytesPerPair = 5;
+constexpr size_t kHeaderBytes = 64;
+
+}  // namespace
+
+GrpcExpertExchange::ExchangeMetrics::ExchangeMetrics(Metrics* metrics, size_t num_shards)
+    : dispatch_bytes(metrics->Counter("conclave_worker_dispatch_bytes_total",
+                                      "Bytes of rows sent to shards", {{"transport", "grpc"}})),
+      combine_bytes(metrics->Counter("conclave_worker_combine_bytes_total",
+                                     "Bytes of rows received from shards",
+                                     {{"transport", "grpc"}})),
+      dispatch_seconds(metrics->Histogram("conclave_worker_dispatch_seconds",
+                                          "From sending a dispatch to its whole answer",
+                                          LatencyBuckets(), {{"transport", "grpc"}})),
+      retries(metrics->Counter("conclave_worker_dispatch_retries_total",
+                               "Dispatches sent again after a loss", {{"transport", "grpc"}})),
+      local_rows(metrics->Counter("conclave_worker_shard_rows_total",
+                                  "(row, expert) pairs by where they were computed",
+                                  {{"shard", "local"}})) {
+  for (size_t shard = 0; shard < num_shards; ++shard) {
+    const MetricLabels labels = {{"shard", absl::StrCat(shard)}};  // its place in --shards
+    shard_up.push_back(&metrics->Gauge("conclave_worker_shard_up",
+                                       "1 while the shard serves this worker", labels));
+    shard_rows.push_back(&metrics->Counter("conclave_worker_shard_rows_total",
+                                           "(row, expert) pairs by where they were computed",
+                                           labels));
+  }
+}
+
+GrpcExpertExchange::GrpcExpertExchange(GrpcExpertExchangeOptions options,
+                                       std::unique_ptr<ExpertRunner> local, Metrics* metrics)
+    : options_(std::move(options)),
+      row_bytes_(static_cast<size_t>(options_.config.hidden_size) * sizeof(BFloat16)),
+      local_(std::move(local)),
+      metrics_(metrics, options_.shards.size()),
+      busy_until_(options_.shards.size(), absl::InfinitePast()) {
+  for (size_t shard = 0; shard < options_.shards.size(); ++shard) {
+    ShardConnection::Options connection;
+    connection.shard_idx = static_cast<int>(shard);
+    connection.target = options_.shards[shard];
+    connection.fingerprint = options_.fingerprint;
+    connection.num_experts = options_.config.num_experts;
+    connections_.push_back(std::make_unique<ShardConnection>(std::move(connection), &inbox_));
+  }
+}
+
+GrpcExpertExchange::~GrpcExpertExchange() { Stop(); }
+
+GrpcExpertExchange::Placement GrpcExpertExchange::LookAtShards() const {
+  Placement placement;
+  placement.changes = inbox_.changes();
+  std::vector<ShardExperts> owners;
+  for (const auto& connection : connections_) {
+    placement.shards.push_back(connection->view());
+    const ShardView& view = placement.shards.back();
+    const int shard_idx = static_cast<int>(placement.shards.size()) - 1;
+    if (view.up) owners.push_back({shard_idx, view.experts});
+    metrics_.shard_up[shard_idx]->Set(view.up ? 1 : 0);
+  }
+  absl::StatusOr<ExpertPlacement> replicas =
+      ExpertPlacement::Make(options_.config.num_experts, owners);
+  CHECK(replicas.ok()) << replicas.status();  // ShardConnection checked the ids
+  placement.replicas = *std::move(replicas);
+  return placement;
+}
+
+absl::Status GrpcExpertExchange::MissingExpert(const Placement& placement, int layer, int expert,
+                                               absl::Duration waited) const {
+  std::string why;
+  for (size_t shard = 0; shard < placement.shards.size(); ++shard) {
+    const ShardView& view = placement.shards[shard];
+    if (view.wrong_model) return view.reason;
+    if (view.up) continue;
+    absl::StrAppend(&why, "; shard ", connections_[shard]->target(), ": ", view.reason.message());
+  }
+  const absl::Status missing = errors::ExpertsMissing(layer, expert, waited);
+  return absl::Status(missing.code(), absl::StrCat(missing.message(), why));
+}
+
+absl::Status GrpcExpertExchange::Ready() {
+  const Placement placement = LookAtShards();
+  for (int layer = 0; layer < options_.config.num_hidden_layers; ++layer) {
+    if (!options_.config.IsSparseLayer(layer)) continue;
+    for (const int expert : placement.replicas.MissingExperts()) {
+      if (IsLocal(layer, expert)) continue;
+      return MissingExpert(placement, layer, expert, absl::ZeroDuration());
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GrpcExpertExchange::AwaitReady(absl::Time deadline) {
+  while (true) {
+    const uint64_t seen = inbox_.changes();
+    const absl::Status ready = Ready();
+    if (ready.ok() || absl::Now() >= deadline || inbox_.stopped()) return ready;
+    inbox_.WaitForChange(seen, deadline);
+  }
+}
+
+std::vector<v1::ShardState> GrpcExpertExchange::Shards() {
+  std::vector<v1::ShardState> states;
+  for (const auto& connection : connections_) {
+    const ShardView view = connection->view();
+    v1::ShardState state;
+    state.set_target(connection->target());
+    state.set_up(view.up);
+    for (const int expert : view.experts) state.add_expert_ids(expert);
+    state.set_rows_sent(connection->rows_sent.load());
+    state.set_retries(connection->retries.load());
+    states.push_back(std::move(state));
+  }
+  return states;
+}
+
+absl::Status GrpcExpertExchange::Run(const ExpertBatch& batch,
+                                     std::vector<const BFloat16*>& expert_rows) {
+  BeginLayer(batch, expert_rows);
+  RETURN_IF_ERROR(AssignPairs());
+  RETURN_IF_ERROR(RunLocalPairs());  // while the shards compute theirs
+  while (!outstanding_.empty() || !unassigned_.empty()) {
+    RETURN_IF_ERROR(WaitForNews());
+    if (!unassigned_.empty()) RETURN_IF_ERROR(AssignPairs());
+  }
+  return absl::OkStatus();
+}
+
+void GrpcExpertExchange::BeginLayer(const ExpertBatch& batch,
+                                    std::vector<const BFloat16*>& expert_rows) {
+  batch_ = batch;
+  SortPairs(batch, options_.config.num_experts_per_tok, options_.config.num_experts, &order_);
+  expert_rows.assign(order_.slots.size(), nullptr);
+  expert_rows_ = &expert_rows;
+  row_idx_.resize(batch.num_rows);
+  outstanding_.clear();  // answers to a layer that was given up are ignored by their sequence
+  received_.clear();
+  local_pairs_.clear();
+  unassigned_.clear();
+  assigned_pairs_.assign(connections_.size(), 0);
+  lost_since_ = absl::InfiniteFuture();
+  for (uint32_t pair = 0; pair < order_.slots.size(); ++pair) {
+    const bool local = IsLocal(batch.layer, static_cast<int>(order_.experts[pair]));
+    (local ? local_pairs_ : unassigned_).push_back(pair);
+  }
+}
+
+absl::Status GrpcExpertExchange::RunLocalPairs() {
+  if (local_pairs_.empty()) return absl::OkStatus();
+  std::vector<uint32_t> rows, experts;
+  for (const uint32_t pair : local_pairs_) {
+    rows.push_back(order_.rows[pair]);
+    experts.push_back(order_.experts[pair]);
+  }
+  const size_t hidden_size = static_cast<size_t>(options_.config.hidden_size);
+  if (local_output_.size() < rows.size() * hidden_size) {
+    local_output_.resize(rows.size() * hidden_size);
+  }
+  RETURN_IF_ERROR(local_->Run(batch_.layer, batch_.hidden_states, batch_.num_rows, rows, experts,
+                              local_output_.data()));
+  for (size_t i = 0; i < local_pairs_.size(); ++i) {
+    (*expert_rows_)[order_.slots[local_pairs_[i]]] = local_output_.data() + i * hidden_size;
+  }
+  metrics_.local_rows.Increment(static_cast<double>(rows.size()));
+  return absl::OkStatus();
+}
+
+absl::Status GrpcExpertExchange::AssignPairs() {
+  if (placement_.changes != inbox_.changes() || placement_.shards.empty()) {
+    placement_ = LookAtShards();
+  }
+  const absl::Time now = assigned_at_ = absl::Now();
+  std::vector<std::vector<uint32_t>> pairs_of_shard(connections_.size());
+  std::vector<uint32_t> unserved;
+  std::sort(unassigned_.begin(), unassigned_.end());  // by expert again
+  for (size_t begin = 0, end = 0; begin < unassigned_.size(); begin = end) {
+    const uint32_t expert = order_.experts[unassigned_[begin]];
+    while (end < unassigned_.size() && order_.experts[unassigned_[end]] == expert) ++end;
+    const int shard = ChooseShard(static_cast<int>(expert), now);
+    std::vector<uint32_t>& pairs = shard < 0 ? unserved : pairs_of_shard[shard];
+    pairs.insert(pairs.end(), unassigned_.begin() + begin, unassigned_.begin() + end);
+    if (shard >= 0) assigned_pairs_[shard] += end - begin;
+  }
+  unassigned_ = std::move(unserved);
+  if (!unassigned_.empty()) {
+    lost_since_ = std::min(lost_since_, now);
+    const int expert = static_cast<int>(order_.experts[unassigned_[0]]);
+    const bool wrong_model =
+        absl::c_any_of(placement_.shards, [](const ShardView& view) { return view.wrong_model; });
+    if (wrong_model || now - lost_since_ >= options_.shard_wait) {
+      return MissingExpert(placement_, batch_.layer, expert, now - lost_since_);
+    }
+  }
+  for (size_t shard = 0; shard < pairs_of_shard.size(); ++shard) {
+    if (!pairs_of_shard[shard].empty()) SendPairs(static_cast<int>(shard), pairs_of_shard[shard]);
+  }
+  return absl::OkStatus();
+}
+
+int GrpcExpertExchange::ChooseShard(int expert, absl::Time now) {
+  int chosen = -1;
+  for (const int shard : placement_.replicas.ReplicasOf(expert)) {
+    if (busy_until_[shard] > now) continue;
+    if (chosen < 0 || assigned_pairs_[shard] < assigned_pairs_[chosen]) chosen = shard;
+  }
+  return chosen;
+}
+
+void GrpcExpertExchange::SendPairs(int shard_idx, const std::vector<uint32_t>& pairs) {
+  // Each row once, in rising order.
+  std::fill(row_idx_.begin(), row_idx_.end(), -1);
+  for (const uint32_t pair : pairs) row_idx_[order_.rows[pair]] = 0;
+  std::vector<uint32_t> rows;
+  for (uint32_t row = 0; row < row_idx_.size(); ++row) {
+    if (row_idx_[row] < 0) continue;
+    row_idx_[row] = static_cast<int64_t>(rows.size());
+    rows.push_back(row);
+  }
+  const size_t bytes_per_row =
+      row_bytes_ + options_.config.num_experts_per_tok * kHeaderBytesPerPair;
+  const size_t rows_per_frame =
+      std::max<size_t>(1, (limits::kMaxExpertFrameBytes - kHeaderBytes) / bytes_per_row);
+  for (size_t first = 0; first < rows.size(); first += rows_per_frame) {
+    const size_t count = std::min(rows_per_frame, rows.size() - first);
+    const auto begin = static_cast<int64_t>(first);
+    const auto end = static_cast<int64_t>(first + count);
+    std::vector<uint32_t> frame_pairs;  // sorted as `pairs` is
+    for (const uint32_t pair : pairs) {
+      const int64_t idx = row_idx_[order_.rows[pair]];
+      if (idx >= begin && idx < end) frame_pairs.push_back(pair);
+    }
+    SendFrame(shard_idx, absl::MakeSpan(rows).subspan(first, count), std::move(frame_pairs));
+  }
+}
+
+void GrpcExpertExchange::SendFrame(int shard_idx, absl::Span<const uint32_t> rows,
+                                   std::vector<uint32_t> pairs) {
+  const ShardView& view = placement_.shards[shard_idx];
+  v1::ExpertDispatch header;
+  header.set_sequence(++last_sequence_);
+  header.set_layer(static_cast<uint32_t>(batch_.layer));
+  header.set_placement_epoch(view.placement_epoch);
+  header.set_num_rows(static_cast<uint32_t>(rows.size()));
+  header.set_deadline_ms(
+      static_cast<uint32_t>(absl::ToInt64Milliseconds(options_.dispatch_timeout)));
+  const int64_t first_idx = row_idx_[rows.front()];
+  for (const uint32_t pair : pairs) {
+    header.add_pair_rows(static_cast<uint32_t>(row_idx_[order_.rows[pair]] - first_idx));
+    header.add_pair_experts(order_.experts[pair]);
+  }
+  // Copied, for gRPC may still hold the bytes of a stream that was given up when the engine goes
+  // on to overwrite its rows.
+  const size_t bytes = rows.size() * row_bytes_;
+  std::shared_ptr<uint8_t> buffer = pool_.Take(bytes);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    std::memcpy(buffer.get() + i * row_bytes_,
+                batch_.hidden_states + static_cast<size_t>(rows[i]) * options_.config.hidden_size,
+                row_bytes_);
+  }
+  const uint8_t* data = buffer.get();
+  grpc::ByteBuffer frame = EncodeFrame(header, {BorrowSlice(std::move(buffer), data, bytes)});
+  ShardConnection& connection = *connections_[shard_idx];
+  if (!connection.Send(view.stream_id, std::move(frame))) {
+    // The stream has just ended; the change that says so is in the inbox or on its way.
+    unassigned_.insert(unassigned_.end(), pairs.begin(), pairs.end());
+    return;
+  }
+  connection.rows_sent.fetch_add(pairs.size(), std::memory_order_relaxed);
+  metrics_.shard_rows[shard_idx]->Increment(static_cast<double>(pairs.size()));
+  metrics_.dispatch_bytes.Increment(static_cast<double>(bytes));
+  Outstanding& dispatch = outstanding_[header.sequence()];
+  dispatch.shard_idx = shard_idx;
+  dispatch.stream_id = view.stream_id;
+  dispatch.pairs = std::move(pairs);
+  dispatch.sent = absl::Now();
+}
+
+absl::Time GrpcExpertExchange::NextDeadline() const {
+  absl::Time deadline = absl::InfiniteFuture();
+  for (const auto& [sequence, dispatch] : outstanding_) {
+    deadline = std::min(deadline, dispatch.sent + options_.dispatch_timeout);
+  }
+  if (unassigned_.empty()) return deadline;
+  deadline = std::min(deadline, lost_since_ + options_.shard_wait);
+  for (const absl::Time busy : busy_until_) {
+    if (busy > assigned_at_) deadline = std::min(deadline, busy);
+  }
+  return deadline;
+}
+
+absl::Status GrpcExpertExchange::WaitForNews() {
+  inbox_.Wait(placement_.changes, NextDeadline(), &combines_);
+  if (inbox_.stopped()) return errors::Draining("worker");
+  for (ShardCombine& combine : combines_) RETURN_IF_ERROR(TakeCombine(std::move(combine)));
+  ResetTimedOut();
+  if (placement_.changes == inbox_.changes()) return absl::OkStatus();
+  placement_ = LookAtShards();
+  return TakeBackLost();
+}
+
+void GrpcExpertExchange::ResetTimedOut() {
+  const absl::Time sent_before = absl::Now() - options_.dispatch_timeout;
+  for (const auto& [sequence, dispatch] : outstanding_) {
+    if (dispatch.sent > sent_before) continue;
+    connections_[dispatch.shard_idx]->Reset(
+        dispatch.stream_id,
+        absl::DeadlineExceededError(absl::StrCat("it did not answer within ",
+                                                 absl::FormatDuration(options_.dispatch_timeout))));
+  }
+}
+
+absl::Status GrpcExpertExchange::TakeBackLost() {
+  std::vector<uint64_t> lost;
+  for (const auto& [sequence, dispatch] : outstanding_) {
+    const ShardView& view = placement_.shards[dispatch.shard_idx];
+    if (!view.up || view.stream_id != dispatch.stream_id) lost.push_back(sequence);
+  }
+  for (const uint64_t sequence : lost) RETURN_IF_ERROR(TakeBack(sequence));
+  return absl::OkStatus();
+}
+
+absl::Status GrpcExpertExchange::TakeBack(uint64_t sequence) {
+  const auto found = outstanding_.find(sequence);
+  const Outstanding dispatch = std::move(found->second);
+  outstanding_.erase(found);
+  metrics_.retries.Increment();
+  connections_[dispatch.shard_idx]->retries.fetch_add(1, std::memory_order_relaxed);
+  assigned_pairs_[dispatch.shard_idx] -= dispatch.pairs.size();
+  for (const uint32_t pair : dispatch.pairs) {
+    if ((*expert_rows_)[order_.slots[pair]] == nullptr) unassigned_.push_back(pair);
+  }
+  const absl::Time now = absl::Now();
+  lost_since_ = std::min(lost_since_, now);
+  if (now - lost_since_ < options_.shard_wait) return absl::OkStatus();
+  const int expert = static_cast<int>(order_.experts[dispatch.pairs[0]]);
+  return MissingExpert(placement_, batch_.layer, expert, now - lost_since_);
+}
+
+absl::Status GrpcExpertExchange::TakeCombine(ShardCombine combine) {
+  const v1::ExpertCombine& header = combine.frame.header;
+  const auto found = outstanding_.find(header.sequence());
+  // An answer that came after its dispatch was taken back, or of a layer that was given up.
+  if (found == outstanding_.end()) return absl::OkStatus();
+  Outstanding& dispatch = found->second;
+  if (dispatch.shard_idx != combine.shard_idx || dispatch.stream_id != combine.stream_id) {
+    return absl::OkStatus();
+  }
+  if (header.status_code() != 0) {
+    RETURN_IF_ERROR(TakeError(dispatch, header));
+    return TakeBack(header.sequence());
+  }
+  if (!TakeRows(dispatch, combine.frame)) {
+    connections_[dispatch.shard_idx]->Reset(
+        dispatch.stream_id, absl::InternalError("its answer does not fit what it was asked"));
+    return absl::OkStatus();  // taken back when the change is seen
+  }
+  if (dispatch.num_answered == dispatch.pairs.size()) {
+    metrics_.dispatch_seconds.Observe(absl::ToDoubleSeconds(absl::Now() - dispatch.sent));
+    outstanding_.erase(found);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GrpcExpertExchange::TakeError(const Outstanding& dispatch,
+                                           const v1::ExpertCombine& header) {
+  ShardConnection& connection = *connections_[dispatch.shard_idx];
+  const auto code = static_cast<absl::StatusCode>(header.status_code());
+  const absl::Status error(code, header.status_message());
+  switch (code) {
+    case absl::StatusCode::kInvalidArgument:
+      return absl::InvalidArgumentError(
+          absl::StrCat("shard ", connection.target(), " refused a dispatch: ", error.message()));
+    case absl::StatusCode::kResourceExhausted:  // it is well, but full
+    case absl::StatusCode::kDeadlineExceeded:
+      busy_until_[dispatch.shard_idx] = absl::Now() + kBusyPause;
+      return absl::OkStatus();
+    default:
+      // Stale placement, draining, or broken: it is asked again before it gets anything more.
+      connection.Reset(dispatch.stream_id, error);
+      return absl::OkStatus();
+  }
+}
+
+bool GrpcExpertExchange::TakeRows(Outstanding& dispatch, CombineFrame& frame) {
+  const uint64_t first = frame.header.first_pair();
+  const uint64_t count = frame.header.num_pairs();
+  if (count == 0 || first + count > dispatch.pairs.size()) return false;
+  if (frame.expert_rows.size() != count * row_bytes_) return false;
+  for (uint64_t pair = first; pair < first + count; ++pair) {
+    if ((*expert_rows_)[order_.slots[dispatch.pairs[pair]]] != nullptr) return false;  // twice
+  }
+  received_.push_back(std::move(frame.expert_rows));
+  const BFloat16* rows = received_.back().Rows(pool_);
+  for (uint64_t i = 0; i < count; ++i) {
+    (*expert_rows_)[order_.slots[dispatch.pairs[first + i]]] =
+        rows + i * static_cast<uint64_t>(options_.config.hidden_size);
+  }
+  dispatch.num_answered += count;
+  metrics_.combine_bytes.Increment(static_cast<double>(count * row_bytes_));
+  return true;
+}
+
+}  // namespace conclave
