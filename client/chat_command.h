@@ -31,7 +31,8 @@ v1::SamplingOptions ToSamplingOptions(const SamplingFlags& flags);
 struct ChatCommandOptions {
   RouterOptions router;
   SamplingFlags sampling;
-  std::optional<std::string> prompt;  // neither this nor messages: ask on the terminal, line by line
+  std::optional<std::string>
+      prompt;  // neither this nor messages: ask on the terminal, line by line
   std::string system;
   std::string messages_file;  // "-": standard input
   std::string tools_file;

@@ -93,10 +93,12 @@ nlohmann::ordered_json ChatResult::ToJson() const {
   json["finish_reason"] = FinishReasonName(finished_.reason());
   json["usage"] = UsageToJson(finished_.usage());
   const v1::ThinkingReport& report = finished_.thinking();
-  json["thinking_report"] = {
-      {"mode", ThinkingModeName(report.mode())}, {"source", ThinkingSourceName(report.source())},
-      {"budget", report.budget()},               {"used", report.used()},
-      {"forced", report.forced()},               {"ended_by", ThinkingEndName(report.ended_by())}};
+  json["thinking_report"] = {{"mode", ThinkingModeName(report.mode())},
+                             {"source", ThinkingSourceName(report.source())},
+                             {"budget", report.budget()},
+                             {"used", report.used()},
+                             {"forced", report.forced()},
+                             {"ended_by", ThinkingEndName(report.ended_by())}};
   json["seed"] = started_.seed();
   json["failovers"] = finished_.failovers();
   return json;

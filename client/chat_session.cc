@@ -75,8 +75,8 @@ void ChatSession::StartAnswer() {
   {
     absl::MutexLock lock(&mutex_);
     context_ = std::make_unique<grpc::ClientContext>();
-    context_->set_deadline(absl::ToChronoTime(
-        absl::Now() + absl::Seconds(options_.router.timeout_seconds)));
+    context_->set_deadline(
+        absl::ToChronoTime(absl::Now() + absl::Seconds(options_.router.timeout_seconds)));
     request_id_.clear();
   }
   answer_.reset();
@@ -214,7 +214,8 @@ void ChatSession::ReadLines(int input_fd) {
 }
 
 void ChatSession::BeginTurn(int num_messages, std::vector<v1::ToolCall> calls) {
-  request_.mutable_messages()->DeleteSubrange(num_messages, request_.messages_size() - num_messages);
+  request_.mutable_messages()->DeleteSubrange(num_messages,
+                                              request_.messages_size() - num_messages);
   turn_start_ = num_messages;
   turn_calls_ = std::move(calls);
   open_calls_.assign(turn_calls_.begin(), turn_calls_.end());

@@ -71,7 +71,7 @@ class ChatSession {
   const ChatSessionOptions options_;
   v1::ChatRequest request_;
   const int num_first_messages_;  // those ":reset" keeps
-  int turn_start_;  // messages before the turn that lines are now collected for
+  int turn_start_;                // messages before the turn that lines are now collected for
   std::vector<v1::ToolCall> turn_calls_;  // that it answers
   std::ostream& out_;
   std::ostream& err_;
@@ -79,14 +79,14 @@ class ChatSession {
   int signal_fd_ = -1;
   int done_fd_ = -1;  // eventfd: the answer has ended
 
-  std::thread answer_thread_;  // joinable while an answer streams
+  std::thread answer_thread_;                         // joinable while an answer streams
   std::optional<absl::StatusOr<ChatResult>> answer_;  // written by it before done_fd_
   absl::Mutex mutex_;
   std::unique_ptr<grpc::ClientContext> context_ ABSL_GUARDED_BY(mutex_);
   std::string request_id_ ABSL_GUARDED_BY(mutex_);  // empty until `started` came
 
   LineBuffer input_;
-  std::deque<std::string> lines_;   // typed and not yet used
+  std::deque<std::string> lines_;  // typed and not yet used
   bool input_open_ = true;
   bool quit_ = false;
   std::deque<v1::ToolCall> open_calls_;  // of turn_calls_: those without a result yet

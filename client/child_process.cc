@@ -93,8 +93,8 @@ absl::StatusOr<ChildProcess> ChildProcess::Start(const std::vector<std::string>&
     error.Close();
   };
   if (!out.Open() || !err.Open() || !error.Open()) {
-    return absl::ResourceExhaustedError(absl::StrCat("no pipe for ", argv[0], ": ",
-                                                     strerror(errno)));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no pipe for ", argv[0], ": ", strerror(errno)));
   }
   std::vector<char*> raw_argv;
   for (const std::string& argument : argv) raw_argv.push_back(const_cast<char*>(argument.c_str()));
@@ -103,8 +103,8 @@ absl::StatusOr<ChildProcess> ChildProcess::Start(const std::vector<std::string>&
   const pid_t parent = getpid();
   const pid_t pid = fork();
   if (pid < 0) {
-    return absl::ResourceExhaustedError(absl::StrCat("cannot fork for ", argv[0], ": ",
-                                                     strerror(errno)));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("cannot fork for ", argv[0], ": ", strerror(errno)));
   }
   if (pid == 0) {
     BecomeProgram(raw_argv.data(), out.write_end, err.write_end, error.write_end, parent);

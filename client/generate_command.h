@@ -11,7 +11,7 @@ namespace conclave {
 struct GenerateCommandOptions {
   RouterOptions router;
   SamplingFlags sampling;
-  std::string prompt;   // text, or with `ids` token ids
+  std::string prompt;  // text, or with `ids` token ids
   std::string model;
   bool ids = false;              // prompt and output are token ids
   bool prompt_logprobs = false;  // with max_tokens 0: score the prompt only

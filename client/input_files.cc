@@ -1,5 +1,6 @@
 #include "client/input_files.h"
 
+#include <algorithm>
 #include <array>
 #include <fstream>
 #include <iostream>
@@ -78,14 +79,15 @@ absl::Status ParseToolCall(const JsonValue& value, const std::string& where, v1:
 absl::StatusOr<v1::ChatMessage> ParseMessage(const JsonValue& value, const std::string& where) {
   if (!value.is_object()) return Wrong(where, KindName(value.kind()), "an object");
   v1::ChatMessage message;
-  ASSIGN_OR_RETURN(const std::optional<std::string> role, OptionalString(value, "role", where));
-  bool known = false;
-  for (absl::string_view allowed : kRoles) known = known || (role && *role == allowed);
-  if (!known) {
-    return Wrong(where + ".role", role ? absl::StrCat("\"", *role, "\"") : "missing",
-                 "system, user, assistant or tool");
+  const JsonValue* role = value.Find("role");
+  const bool is_text = role != nullptr && role->is_string();
+  if (!is_text || std::find(kRoles.begin(), kRoles.end(), role->string_value()) == kRoles.end()) {
+    return Wrong(
+        where + ".role",
+        is_text ? absl::StrCat("\"", role->string_value(), "\"") : std::string(KindOf(role)),
+        "system, user, assistant or tool");
   }
-  message.set_role(*role);
+  message.set_role(role->string_value());
   const absl::StatusOr<std::string> content = NormalizeContent(value.Find("content"));
   if (!content.ok()) {
     return absl::InvalidArgumentError(
@@ -165,8 +167,8 @@ absl::StatusOr<std::vector<std::string>> ParseTools(absl::string_view json) {
 
 absl::StatusOr<std::vector<uint32_t>> ParseIds(absl::string_view text) {
   std::vector<uint32_t> ids;
-  for (absl::string_view word : absl::StrSplit(text, absl::ByAnyChar(", \t\r\n"),
-                                               absl::SkipEmpty())) {
+  for (absl::string_view word :
+       absl::StrSplit(text, absl::ByAnyChar(", \t\r\n"), absl::SkipEmpty())) {
     uint32_t id = 0;
     if (!absl::SimpleAtoi(word, &id)) {
       return Wrong("token id", absl::StrCat("\"", word, "\""), "a whole number of 0..4294967295");

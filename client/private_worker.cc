@@ -37,9 +37,9 @@ absl::Status PrivateWorker::WaitReady(absl::Duration deadline) {
         absl::StrCat("the worker was not ready within ", absl::FormatDuration(deadline)));
   }
   if (ready_ && listening_) return absl::OkStatus();
-  return absl::UnavailableError(absl::StrCat(
-      "the worker ended before it was ready",
-      last_words_.empty() ? "" : absl::StrCat(": ", last_words_)));
+  return absl::UnavailableError(
+      absl::StrCat("the worker ended before it was ready",
+                   last_words_.empty() ? "" : absl::StrCat(": ", last_words_)));
 }
 
 void PrivateWorker::HandleLine(const std::string& line, bool is_event) {

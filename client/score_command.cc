@@ -42,8 +42,8 @@ absl::StatusOr<std::vector<float>> ScoreIds(v1::Worker::Stub& worker, int64_t li
   }
   RETURN_IF_ERROR(FromGrpcStatus(reader->Finish()));
   if (logprobs.size() != ids.size() - 1) {
-    return absl::InternalError(absl::StrCat("the worker sent ", logprobs.size(),
-                                            " logprobs, want ", ids.size() - 1));
+    return absl::InternalError(
+        absl::StrCat("the worker sent ", logprobs.size(), " logprobs, want ", ids.size() - 1));
   }
   return logprobs;
 }
@@ -110,8 +110,12 @@ absl::Status RunScore(const ScoreOptions& options, std::istream& in, std::ostrea
   if (bin_dir.empty()) {
     ASSIGN_OR_RETURN(bin_dir, ExecutableDir());
   }
-  std::vector<std::string> argv = {absl::StrCat(bin_dir, "/conclave-worker"), "--model",
-                                   options.model, "--log_level", "error", "--cpu_isa",
+  std::vector<std::string> argv = {absl::StrCat(bin_dir, "/conclave-worker"),
+                                   "--model",
+                                   options.model,
+                                   "--log_level",
+                                   "error",
+                                   "--cpu_isa",
                                    options.cpu_isa};
   if (options.threads > 0) argv.insert(argv.end(), {"--threads", absl::StrCat(options.threads)});
   ASSIGN_OR_RETURN(const std::unique_ptr<PrivateWorker> worker,

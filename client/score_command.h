@@ -15,7 +15,7 @@ namespace conclave {
 
 struct ScoreOptions {
   std::string model;
-  int threads = 0;            // 0: one per core
+  int threads = 0;  // 0: one per core
   std::string cpu_isa = "auto";
   int ready_seconds = 600;    // to load the model
   int timeout_seconds = 600;  // of one line

@@ -9,9 +9,8 @@ namespace conclave {
 namespace {
 
 absl::Status NotAnEvent(absl::string_view line) {
-  return absl::InvalidArgumentError(
-      absl::StrCat("\"", line.substr(0, 200),
-                   "\" on its standard output, want a listening or ready event"));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "\"", line.substr(0, 200), "\" on its standard output, want a listening or ready event"));
 }
 
 absl::Status ReadAddress(const nlohmann::json& object, const char* key, absl::string_view line,

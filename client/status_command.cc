@@ -46,20 +46,21 @@ Row WorkerRow(const v1::ClusterStatus::WorkerStatus& worker) {
   const v1::WorkerDescription& description = worker.description();
   if (!worker.up()) return {"worker", worker.target(), "down", worker.error()};
   if (!description.ready()) return {"worker", worker.target(), "not ready", description.reason()};
-  return {"worker", worker.target(), "ready",
-          absl::StrFormat("%d running, %d waiting, %d of %d KV blocks, %.1f tokens/s%s",
-                          description.running(), description.waiting(),
-                          description.kv_blocks_used(), description.kv_blocks_total(),
-                          description.tokens_per_second(),
-                          description.local_experts() ? ", experts inside" : "")};
+  return {
+      "worker", worker.target(), "ready",
+      absl::StrFormat("%d running, %d waiting, %d of %d KV blocks, %.1f tokens/s%s",
+                      description.running(), description.waiting(), description.kv_blocks_used(),
+                      description.kv_blocks_total(), description.tokens_per_second(),
+                      description.local_experts() ? ", experts inside" : "")};
 }
 
 ordered_json ShardJson(const v1::ShardState& shard) {
-  return {{"target", shard.target()},
-          {"up", shard.up()},
-          {"expert_ids", std::vector<uint32_t>(shard.expert_ids().begin(), shard.expert_ids().end())},
-          {"rows_sent", shard.rows_sent()},
-          {"retries", shard.retries()}};
+  return {
+      {"target", shard.target()},
+      {"up", shard.up()},
+      {"expert_ids", std::vector<uint32_t>(shard.expert_ids().begin(), shard.expert_ids().end())},
+      {"rows_sent", shard.rows_sent()},
+      {"retries", shard.retries()}};
 }
 
 ordered_json WorkerJson(const v1::ClusterStatus::WorkerStatus& worker) {
@@ -130,18 +131,18 @@ std::string FormatCluster(const std::string& endpoint, const v1::ClusterStatus& 
   std::vector<Row> rows = {{"PROCESS", "TARGET", "STATE", "LOAD"}};
   const v1::ClusterStatus::Router& router = cluster.router();
   rows.push_back({"router", endpoint,
-                  router.draining()    ? "draining"
+                  router.draining()   ? "draining"
                   : cluster.serving() ? "serving"
-                                       : "not serving",
+                                      : "not serving",
                   absl::StrFormat("%d in flight, %d waiting, up %.0f s", router.inflight(),
                                   router.waiting(), router.uptime_seconds())});
   for (const v1::ClusterStatus::WorkerStatus& worker : cluster.workers()) {
     rows.push_back(WorkerRow(worker));
     for (const v1::ShardState& shard : worker.description().shards()) {
-      rows.push_back({"  shard", shard.target(), shard.up() ? "up" : "down",
-                      absl::StrCat("experts ", FormatExpertIds(shard.expert_ids()), ", ",
-                                   shard.rows_sent(), " rows sent, ", shard.retries(),
-                                   " retries")});
+      rows.push_back(
+          {"  shard", shard.target(), shard.up() ? "up" : "down",
+           absl::StrCat("experts ", FormatExpertIds(shard.expert_ids()), ", ", shard.rows_sent(),
+                        " rows sent, ", shard.retries(), " retries")});
     }
   }
   const v1::ModelInfo& model = cluster.model();

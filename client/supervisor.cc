@@ -186,9 +186,9 @@ absl::Status Supervisor::Reap(Process& process, absl::Time now) {
     return absl::OkStatus();
   }
   process.failures = was_stable ? 1 : process.failures + 1;
-  const std::string what = absl::StrCat(
-      process.spec.name, " ", DescribeExit(*exit_status),
-      process.last_words.empty() ? "" : absl::StrCat(": ", process.last_words));
+  const std::string what =
+      absl::StrCat(process.spec.name, " ", DescribeExit(*exit_status),
+                   process.last_words.empty() ? "" : absl::StrCat(": ", process.last_words));
   if (phase_ == Phase::kStarting && process.failures >= options_.max_start_failures) {
     return absl::UnavailableError(
         absl::StrCat(what, " (gave up after ", process.failures, " attempts)"));
@@ -227,8 +227,7 @@ void Supervisor::HandleEventLine(Process& process, const std::string& line) {
   process.spec.metrics_port = event->metrics_port;
   if (!std::exchange(process.known, true)) {
     out_ << absl::StreamFormat("%-9s gRPC %s   metrics http://%s/metrics   pid %d",
-                               process.spec.name, event->grpc, event->metrics,
-                               process.child->pid())
+                               process.spec.name, event->grpc, event->metrics, process.child->pid())
          << std::endl;
   }
 }

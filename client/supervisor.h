@@ -28,16 +28,17 @@ struct ProcessSpec {
 
 // Processes that need nothing of each other. They start once those of the tier before listen.
 struct ProcessTier {
-  std::string targets_flag;  // "--shards": gets the tier before as host:port,host:port; may be empty
+  std::string
+      targets_flag;  // "--shards": gets the tier before as host:port,host:port; may be empty
   std::vector<ProcessSpec> processes;
 };
 
 struct SupervisorOptions {
-  std::vector<ProcessTier> tiers;      // bottom first; stopped in the opposite order
-  std::string log_dir;                 // one file a process; empty: all on `err`, lines prefixed
-  absl::Duration ready_deadline;       // from the start to every process ready
-  absl::Duration drain_deadline;       // from SIGTERM to SIGKILL, for each tier
-  int max_start_failures = 5;          // of one process, before the first "ready"
+  std::vector<ProcessTier> tiers;  // bottom first; stopped in the opposite order
+  std::string log_dir;             // one file a process; empty: all on `err`, lines prefixed
+  absl::Duration ready_deadline;   // from the start to every process ready
+  absl::Duration drain_deadline;   // from SIGTERM to SIGKILL, for each tier
+  int max_start_failures = 5;      // of one process, before the first "ready"
 };
 
 // Time to wait before starting a process again after `failures` ends in a row: 0.2 s doubling up

@@ -112,18 +112,17 @@ ThreadShare DivideThreads(int threads, int workers, int shards) {
 absl::StatusOr<std::vector<ProcessTier>> PlanProcesses(const UpOptions& options,
                                                        const Qwen3Config& config) {
   if (config.num_experts == 0 && options.shards > 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("shards is ", options.shards, ", want 0: ", options.model,
-                     " is a dense model (", ArchitectureName(config.architecture),
-                     ") and has no experts to give to shards"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "shards is ", options.shards, ", want 0: ", options.model, " is a dense model (",
+        ArchitectureName(config.architecture), ") and has no experts to give to shards"));
   }
   if (options.shards > config.num_experts) {
     return errors::OutOfRange("shards", options.shards,
                               absl::StrCat("0..", config.num_experts, ", the model's experts"));
   }
   const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-  const ThreadShare share = DivideThreads(options.threads > 0 ? options.threads : cores,
-                                          options.workers, options.shards);
+  const ThreadShare share =
+      DivideThreads(options.threads > 0 ? options.threads : cores, options.workers, options.shards);
   std::vector<ProcessTier> tiers;
   if (options.shards > 0) tiers.push_back(PlanShards(options, share.shard));
   tiers.push_back(PlanWorkers(options, share.worker));

@@ -15,15 +15,15 @@ namespace conclave {
 struct UpOptions {
   std::string model;  // checkpoint folder
   int workers = 1;
-  int shards = 0;             // 0: each worker runs the experts itself
+  int shards = 0;                  // 0: each worker runs the experts itself
   std::string host = "127.0.0.1";  // of the router; everything else stays on 127.0.0.1
-  int grpc_port = 0;          // of the router; 0: any free one
-  int http_port = 0;          // of the router; 0: any free one
-  int threads = 0;            // of all processes; 0: one per core
-  int64_t kv_cache_tokens = 0;  // per worker; 0: the worker's default
-  int max_running = 0;          // sequences per worker; 0: the worker's default
+  int grpc_port = 0;               // of the router; 0: any free one
+  int http_port = 0;               // of the router; 0: any free one
+  int threads = 0;                 // of all processes; 0: one per core
+  int64_t kv_cache_tokens = 0;     // per worker; 0: the worker's default
+  int max_running = 0;             // sequences per worker; 0: the worker's default
   std::string cpu_isa = "auto";
-  std::string model_name;     // empty: the folder's name
+  std::string model_name;  // empty: the folder's name
   std::string chat_template = "auto";
   std::string log_dir;
   std::string log_level = "info";

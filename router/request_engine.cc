@@ -73,8 +73,7 @@ std::shared_ptr<RequestHandle> RequestEngine::Generate(
 
 template <typename Request, typename Events>
 std::shared_ptr<RequestHandle> RequestEngine::BeginRequest(const Request& request,
-                                                           absl::string_view method,
-                                                           absl::Time deadline,
+                                                           const char* method, absl::Time deadline,
                                                            std::unique_ptr<Events> events) {
   InflightRequest::Info info;
   info.id = request.request_id().empty() ? MakeRequestId() : request.request_id();

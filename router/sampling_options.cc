@@ -1,5 +1,7 @@
 #include "router/sampling_options.h"
 
+#include <cstdint>
+#include <limits>
 #include <string>
 
 #include "absl/random/random.h"
@@ -83,6 +85,9 @@ absl::StatusOr<v1::SamplingParams> ResolveSampling(const v1::SamplingOptions& op
                                                                  : fallback.repetition_penalty);
   RETURN_IF_ERROR(CheckRange("temperature", params.temperature(), 0, 2));
   RETURN_IF_ERROR(CheckPositive("top_p", params.top_p(), 1));
+  if (params.top_k() > std::numeric_limits<int32_t>::max()) {
+    return errors::OutOfRange("top_k", params.top_k(), "0..2147483647");
+  }
   RETURN_IF_ERROR(CheckRange("min_p", params.min_p(), 0, 1));
   RETURN_IF_ERROR(CheckRange("presence_penalty", params.presence_penalty(), -2, 2));
   RETURN_IF_ERROR(CheckRange("frequency_penalty", params.frequency_penalty(), -2, 2));

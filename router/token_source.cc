@@ -101,17 +101,24 @@ void TokenSource::SetPhase(Phase phase) {
 v1::TokenRequest TokenSource::NextRequest() const {
   v1::TokenRequest request = request_;
   request.set_request_id(absl::StrCat(worker_request_id_, ".", attempts_));
-  if (!pending_finish_ && !pending_budget_.has_value()) return request;
-  v1::ThinkingState* state = request.mutable_thinking_state();
-  if (!request_.has_thinking_state()) {
-    state->set_phase(request_.thinking().starts_inside() ? v1::ThinkingState::THINKING
-                                                         : v1::ThinkingState::OUTSIDE);
-    state->set_budget(request_.thinking().budget());
-  }
-  state->set_finish_requested(state->finish_requested() || pending_finish_);
   if (pending_budget_.has_value()) {
-    state->set_budget(*pending_budget_ < 0 ? -1
-                                           : std::max<int64_t>(*pending_budget_, state->used()));
+    request.mutable_thinking()->set_budget(*pending_budget_);
+    if (request.has_thinking_state()) {
+      const int64_t used = request.thinking_state().used();
+      request.mutable_thinking_state()->set_budget(
+          *pending_budget_ < 0 ? -1 : std::max(*pending_budget_, used));
+    }
+  }
+  if (pending_finish_) {
+    v1::ThinkingState* state = request.mutable_thinking_state();
+    state->set_finish_requested(true);
+    if (!request_.has_thinking_state()) {  // where the automaton would stand at the start
+      state->set_budget(request.thinking().budget());
+      if (request.thinking().starts_inside()) {
+        state->set_phase(v1::ThinkingState::FORCING);
+        state->set_ended_by(v1::THINKING_END_CLIENT);
+      }
+    }
   }
   return request;
 }

@@ -1,6 +1,7 @@
 // From clients' JSON to a ChatPrompt: the clean-up that servers do before the template.
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "text/chat_template.h"
@@ -19,8 +20,12 @@ absl::Status WrongKind(absl::string_view field, const JsonValue& value, absl::st
       absl::StrCat(field, " is ", KindName(value.kind()), ", want ", wanted));
 }
 
+// The status of a part, whose message starts with a field's name or, about the part itself, with a
+// space.
 absl::Status Within(absl::string_view field, const absl::Status& status) {
-  return absl::Status(status.code(), absl::StrCat(field, ".", status.message()));
+  const absl::string_view message = status.message();
+  const absl::string_view separator = absl::StartsWith(message, " ") ? "" : ".";
+  return absl::Status(status.code(), absl::StrCat(field, separator, message));
 }
 
 // As Python sees it.

@@ -32,8 +32,11 @@ class Parser {
 
  private:
   absl::Status Error(absl::string_view wanted) const {
-    const std::string found =
-        at_ >= text_.size() ? "the end" : absl::StrCat("'", text_.substr(at_, 1), "'");
+    std::string found = "the end";
+    if (at_ < text_.size()) {  // a whole character: messages must stay UTF-8
+      const int num_bytes = DecodeValidUtf8(text_.substr(at_)).num_bytes;
+      found = absl::StrCat("'", text_.substr(at_, static_cast<size_t>(num_bytes)), "'");
+    }
     return absl::InvalidArgumentError(
         absl::StrCat("bad JSON at byte ", at_, ": found ", found, ", want ", wanted));
   }

@@ -27,7 +27,7 @@ class ReasoningSplitter {
   // without the two tokens makes everything answer.
   ReasoningSplitter(const Vocabulary& vocabulary, bool start_inside);
 
-  // `piece`: what StreamDecoder (skip_special=false) returned for `id`.
+  // `piece`: what StreamDecoder returned for `id`; skip_special may be either, neither marker is.
   SplitText Push(uint32_t id, absl::string_view piece);
   // The end: `tail` is what StreamDecoder::Flush returned.
   SplitText Flush(absl::string_view tail);

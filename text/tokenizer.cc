@@ -77,7 +77,7 @@ class CachePool {
   }
 
  private:
-  static constexpr size_t kMaxIdle = 32;  // 64 MiB
+  static constexpr size_t kMaxIdle = 16;  // 64 MiB
 
   absl::Mutex mutex_;
   std::vector<std::unique_ptr<PretokenCache>> idle_ ABSL_GUARDED_BY(mutex_);

@@ -1,5 +1,5 @@
-// Written by tools/make_unicode_tables.py; not to be edited. Facts of the Unicode Character
-// Database (Unicode licence, see tests/data/text/README.md).
+// Written by tools/make_unicode_tables.py; not to be edited. Facts of the Unicode
+// Character Database (Unicode licence, see tests/data/text/README.md).
 #include "text/unicode_tables.h"
 
 // clang-format off

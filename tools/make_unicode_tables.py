@@ -82,8 +82,8 @@ def main() -> None:
     for code_point, parts in sorted(decompositions.items()):
         flat += [code_point | len(parts) << 24, *parts]
     out = [
-        "// Written by tools/make_unicode_tables.py; not to be edited. Facts of the Unicode Character",
-        "// Database (Unicode licence, see tests/data/text/README.md).",
+        "// Written by tools/make_unicode_tables.py; not to be edited. Facts of the Unicode",
+        "// Character Database (Unicode licence, see tests/data/text/README.md).",
         '#include "text/unicode_tables.h"',
         "",
         "// clang-format off",

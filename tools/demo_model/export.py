@@ -1,5 +1,11 @@
-"""Writes the checkpoint with Qwen3-MoE's published tensor names, one tensor per expert, in BF16."""
+"""Writes the checkpoint with Qwen3-MoE's published tensor names, one tensor per expert, in BF16.
 
+Run by itself it exports the averaged weights of a training state, for a look before training ends:
+
+    python tools/demo_model/export.py --state STATE --out FOLDER_WITH_TOKENIZER
+"""
+
+import argparse
 import json
 from pathlib import Path
 
@@ -72,3 +78,23 @@ def write_checkpoint(network, tokenizer, folder: Path) -> None:
     for name, content in (("config.json", config), ("generation_config.json", generation)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     save_file(tensors(network), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def main() -> None:
+    from tokenizers import Tokenizer
+
+    import model as demo_model
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    weights = torch.load(args.state)["average"]
+    network = demo_model.DemoModel(
+        demo_model.ModelConfig(vocab_size=weights["embed_tokens"].shape[0]))
+    network.load_state_dict(weights)
+    write_checkpoint(network, Tokenizer.from_file(str(args.out / "tokenizer.json")), args.out)
+
+
+if __name__ == "__main__":
+    main()

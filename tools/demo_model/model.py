@@ -3,7 +3,7 @@
 Master weights are FP32; products run in BF16; the residual stream, norms, gate and softmax are FP32.
 Only the (token, expert) pairs the gate chose are computed: tokens are sorted by expert and each expert
 multiplies one contiguous slice. oneDNN compiles a kernel for every new matrix shape, which costs more
-than the product itself, so row counts are rounded up to few different values. verify.py checks the exported checkpoint against transformers.
+than the product itself, so row counts are rounded up to few different values.
 """
 
 import math

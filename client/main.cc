@@ -1,0 +1,313 @@
+// conclave: the command line. Each Add... below declares one subcommand's flags and returns what
+// runs it; everything else is in the file of that command.
+
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <functional>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "client/chat_command.h"
+#include "client/generate_command.h"
+#include "client/input_files.h"
+#include "client/render_command.h"
+#include "client/score_command.h"
+#include "client/status_command.h"
+#include "client/synth_command.h"
+#include "client/tokenize_command.h"
+#include "client/up_command.h"
+#include "common/status_macros.h"
+
+namespace conclave {
+namespace {
+
+struct Command {
+  CLI::App* app;
+  std::function<absl::Status()> run;
+};
+
+void AddRouterFlags(CLI::App* app, RouterOptions* options) {
+  app->add_option("--endpoint", options->endpoint, "Router to ask, as a gRPC target")
+      ->capture_default_str();
+  app->add_option("--timeout_seconds", options->timeout_seconds, "Longest time a request may take")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+}
+
+void AddSamplingFlags(CLI::App* app, SamplingFlags* flags) {
+  app->add_option("--max_tokens", flags->max_tokens,
+                  "Most tokens to generate, thinking included (default: what the context leaves)");
+  app->add_option("--temperature", flags->temperature,
+                  "0..2; 0 always takes the likeliest token (default: the model's)")
+      ->check(CLI::Range(0.0, 2.0));
+  app->add_option("--top_p", flags->top_p,
+                  "Sample from the likeliest tokens that make up this share, up to 1 "
+                  "(default: the model's)")
+      ->check(CLI::Range(0.0, 1.0));
+  app->add_option("--top_k", flags->top_k,
+                  "Sample from this many likeliest tokens; 0: all (default: the model's)");
+  app->add_option("--seed", flags->seed,
+                  "Equal seeds give equal answers (default: drawn by the router)");
+  app->add_option("--stop", flags->stop, "Text at which to stop; may be given several times")
+      ->allow_extra_args(false);
+}
+
+Command AddUp(CLI::App* app) {
+  auto options = std::make_shared<UpOptions>();
+  CLI::App* up = app->add_subcommand(
+      "up",
+      "Start a whole cluster on this machine: expert shards, workers and a router. It prints every "
+      "endpoint, starts again what dies, and drains and stops all on Ctrl-C; a second Ctrl-C "
+      "kills.");
+  up->add_option("--model", options->model, "Folder of a Qwen3 checkpoint")->required();
+  up->add_option("--workers", options->workers, "Worker processes (attention, KV cache)")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
+  up->add_option("--shards", options->shards,
+                 "Expert shard processes; 0: experts run inside each worker")
+      ->check(CLI::Range(0, 256))
+      ->capture_default_str();
+  up->add_option("--host", options->host,
+                 "Address the router listens on; 0.0.0.0 for all. The rest stays on 127.0.0.1")
+      ->capture_default_str();
+  up->add_option("--grpc_port", options->grpc_port, "gRPC port of the router; 0: any free one")
+      ->check(CLI::Range(0, 65535))
+      ->capture_default_str();
+  up->add_option("--http_port", options->http_port,
+                 "HTTP port of the router, with /metrics; 0: any free one")
+      ->check(CLI::Range(0, 65535))
+      ->capture_default_str();
+  up->add_option("--threads", options->threads,
+                 "Compute threads for the cluster; 0: one per core. Workers wait while shards "
+                 "compute, so the workers divide all of them, and the shards do too")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  up->add_option("--kv_cache_tokens", options->kv_cache_tokens,
+                 "Tokens each worker's KV cache holds; 0: the worker's default")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  up->add_option("--max_running", options->max_running,
+                 "Requests a worker computes at a time; 0: the worker's default")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  up->add_option("--cpu_isa", options->cpu_isa, "Instructions of the kernels; auto: the best here")
+      ->capture_default_str();
+  up->add_option("--model_name", options->model_name,
+                 "What clients write as \"model\" (default: the folder's name)");
+  up->add_option("--chat_template", options->chat_template,
+                 "Template of chat prompts; auto: the checkpoint's own")
+      ->capture_default_str();
+  up->add_option("--log_dir", options->log_dir,
+                 "Folder for one log file per process (default: all on standard error)");
+  up->add_option("--log_level", options->log_level, "Lowest level the processes log")
+      ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
+      ->capture_default_str();
+  up->add_option("--drain_seconds", options->drain_seconds,
+                 "Seconds that requests get to finish when the cluster stops")
+      ->check(CLI::Range(0, 86400))
+      ->capture_default_str();
+  up->add_option("--ready_seconds", options->ready_seconds,
+                 "Seconds within which every process must be ready, loading included")
+      ->check(CLI::Range(1, 86400))
+      ->capture_default_str();
+  up->add_option("--bin_dir", options->bin_dir)->group("");  // hidden: for tests
+  return {up, [options] { return RunUp(*options); }};
+}
+
+Command AddChat(CLI::App* app) {
+  auto options = std::make_shared<ChatCommandOptions>();
+  CLI::App* chat = app->add_subcommand(
+      "chat",
+      "Ask a question and stream the answer, thinking dimmed. Without a question, hold a "
+      "conversation: one line a turn, :help for its commands.");
+  chat->add_option("prompt", options->prompt, "The question");
+  AddRouterFlags(chat, &options->router);
+  CLI::Option* think = chat->add_flag_callback(
+      "--think", [options] { options->enable_thinking = true; }, "Think before answering");
+  chat->add_flag_callback(
+          "--no_think", [options] { options->enable_thinking = false; }, "Answer at once")
+      ->excludes(think);
+  chat->add_option("--thinking_budget", options->thinking_budget,
+                   "Most tokens of thinking; 0: none, -1: no limit");
+  AddSamplingFlags(chat, &options->sampling);
+  chat->add_option("--system", options->system, "System message");
+  chat->add_option("--tools", options->tools_file,
+                   "File with a JSON list of tools in OpenAI's form; -: standard input");
+  chat->add_option("--messages", options->messages_file,
+                   "File with a JSON list of messages in OpenAI's form, before the question; "
+                   "-: standard input");
+  chat->add_option("--model", options->model, "Model to ask for (default: the one served)");
+  chat->add_flag("--json", options->json,
+                 "Print one object instead: thinking, content, tool_calls, usage, "
+                 "thinking_report");
+  chat->add_flag("--stats", options->stats,
+                 "Print tokens, time to first token and tokens/s on standard error");
+  return {chat, [options] { return RunChat(*options); }};
+}
+
+Command AddGenerate(CLI::App* app) {
+  auto options = std::make_shared<GenerateCommandOptions>();
+  auto prompt = std::make_shared<std::optional<std::string>>();
+  CLI::App* generate = app->add_subcommand(
+      "generate", "Continue a text or token ids as they are, without a chat template.");
+  generate->add_option("prompt", *prompt, "Text to continue (default: all of standard input)");
+  AddRouterFlags(generate, &options->router);
+  AddSamplingFlags(generate, &options->sampling);
+  generate->add_flag(
+      "--ids", options->ids,
+      "The prompt is token ids, separated by commas or spaces, and so is the output");
+  generate->add_flag("--prompt_logprobs", options->prompt_logprobs,
+                     "Also print the natural log probability of each prompt token but the first; "
+                     "with --max_tokens 0 nothing is generated");
+  generate->add_flag("--ignore_eos", options->ignore_eos,
+                     "Generate max_tokens whatever comes, for measurements");
+  generate->add_option("--model", options->model, "Model to ask for (default: the one served)");
+  generate->add_flag("--json", options->json,
+                     "Print one object: text, ids, prompt_logprobs, finish_reason, usage");
+  return {generate, [options, prompt]() -> absl::Status {
+            if (*prompt) {
+              options->prompt = **prompt;
+            } else {
+              ASSIGN_OR_RETURN(options->prompt, ReadInput("-"));
+            }
+            return RunGenerate(*options, std::cout);
+          }};
+}
+
+Command AddStatus(CLI::App* app) {
+  auto options = std::make_shared<StatusCommandOptions>();
+  CLI::App* status = app->add_subcommand(
+      "status", "Show the processes of a cluster and their load. Exits 0 only if it serves.");
+  status->add_option("--endpoint", options->router.endpoint, "Router to ask, as a gRPC target")
+      ->capture_default_str();
+  status
+      ->add_option("--wait", options->wait_seconds,
+                   "Seconds to wait for the cluster to serve; 0: ask once")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  status->add_flag("--json", options->json, "Print one JSON object");
+  return {status, [options] { return RunStatus(*options, std::cout); }};
+}
+
+Command AddSynth(CLI::App* app) {
+  auto options = std::make_shared<SynthOptions>();
+  CLI::App* synth = app->add_subcommand(
+      "synth",
+      "Write a checkpoint with random weights and a known model's shape, for tests and "
+      "measurements.");
+  synth
+      ->add_option("--config", options->config_name,
+                   "Model whose shape to take, such as Qwen3-30B-A3B, or tiny-dense or tiny-moe")
+      ->required();
+  synth->add_option("--layers", options->num_layers, "Keep the first layers only; 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  synth->add_option("--out", options->out_dir, "Folder to write; must be empty or new")->required();
+  synth->add_option("--seed", options->seed, "Equal seeds give equal files")->capture_default_str();
+  return {synth, [options] {
+            const bool terminal = isatty(STDERR_FILENO) == 1;
+            const absl::Status status = RunSynth(*options, [terminal](int64_t done, int64_t total) {
+              if (!terminal || total <= 0) return;
+              std::cerr << "\r" << done / 1000000 << " of " << total / 1000000 << " MB"
+                        << (done == total ? "\n" : "") << std::flush;
+            });
+            return status;
+          }};
+}
+
+Command AddTokenize(CLI::App* app) {
+  auto options = std::make_shared<TokenizeOptions>();
+  CLI::App* tokenize = app->add_subcommand(
+      "tokenize",
+      "Turn texts into token ids: one JSON object a line from standard input, {\"text\"} "
+      "to {\"ids\"}. Needs no cluster.");
+  tokenize->add_option("--model", options->model_dir, "Folder with tokenizer.json")->required();
+  tokenize->add_flag("--plain", options->plain,
+                     "Control tokens written in a text, such as <|im_end|>, are ordinary text");
+  tokenize->add_flag("--decode", options->decode, "The other way: {\"ids\"} to {\"text\"}");
+  return {tokenize, [options] { return RunTokenize(*options, std::cin, std::cout); }};
+}
+
+Command AddRender(CLI::App* app) {
+  auto options = std::make_shared<RenderOptions>();
+  auto chat_template = std::make_shared<std::string>("auto");
+  CLI::App* render = app->add_subcommand(
+      "render",
+      "Show the prompt a chat becomes: one JSON object a line from standard input, "
+      "{\"messages\", \"tools\", \"enable_thinking\"} to {\"text\", \"ids\"}. Needs no "
+      "cluster.");
+  render->add_option("--model", options->model_dir, "Folder with the tokenizer's files")
+      ->required();
+  render
+      ->add_option("--chat_template", *chat_template,
+                   "Template of chat prompts; auto: the checkpoint's own")
+      ->capture_default_str();
+  return {render, [options, chat_template]() -> absl::Status {
+            if (*chat_template != "auto") {
+              ASSIGN_OR_RETURN(options->chat_template, ParseTemplateKind(*chat_template));
+            }
+            return RunRender(*options, std::cin, std::cout);
+          }};
+}
+
+Command AddScore(CLI::App* app) {
+  auto options = std::make_shared<ScoreOptions>();
+  CLI::App* score = app->add_subcommand(
+      "score",
+      "Log probabilities of given token ids: one JSON object a line from standard input, "
+      "{\"ids\"} to {\"logprobs\"}. Starts a worker of its own and stops it at the end.");
+  score->add_option("--model", options->model, "Folder of a Qwen3 checkpoint")->required();
+  score->add_option("--threads", options->threads, "Compute threads; 0: one per core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  score
+      ->add_option("--cpu_isa", options->cpu_isa,
+                   "Instructions of the kernels; auto: the best here")
+      ->capture_default_str();
+  score->add_option("--ready_seconds", options->ready_seconds, "Seconds to load the model within")
+      ->check(CLI::Range(1, 86400))
+      ->capture_default_str();
+  score->add_option("--timeout_seconds", options->timeout_seconds, "Longest time of one line")
+      ->check(CLI::Range(1, 86400))
+      ->capture_default_str();
+  score->add_option("--bin_dir", options->bin_dir)->group("");  // hidden: for tests
+  return {score, [options] { return RunScore(*options, std::cin, std::cout); }};
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app{
+      "conclave: serve Qwen3 models with a cluster of small gRPC services, and talk to one."};
+  app.name("conclave");
+  app.require_subcommand(1);
+  app.set_help_all_flag("--help_all", "Help for every command");
+  const std::vector<Command> commands = {AddUp(&app),       AddChat(&app),  AddGenerate(&app),
+                                         AddStatus(&app),   AddScore(&app), AddSynth(&app),
+                                         AddTokenize(&app), AddRender(&app)};
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& help) {
+    return app.exit(help);
+  } catch (const CLI::ParseError& error) {
+    std::cerr << "conclave: " << error.what() << std::endl;
+    return 2;
+  }
+  std::signal(SIGPIPE, SIG_IGN);  // a reader that left is a failed write, not our end
+  for (const Command& command : commands) {
+    if (!command.app->parsed()) continue;
+    const absl::Status status = command.run();
+    if (status.ok()) return 0;
+    std::cerr << "conclave " << command.app->get_name() << ": " << status.message() << std::endl;
+    return 1;
+  }
+  return 2;
+}
+
+}  // namespace
+}  // namespace conclave
+
+int main(int argc, char** argv) { return conclave::Main(argc, argv); }
