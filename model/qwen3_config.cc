@@ -47,6 +47,11 @@ absl::Status CheckExperts(const Qwen3Config& config) {
       CheckRange("num_experts_per_tok", config.num_experts_per_tok, 1, config.num_experts));
   status.Update(
       CheckRange("moe_intermediate_size", config.moe_intermediate_size, 1, limits::kMaxHiddenSize));
+  // Gate and up rows are stacked in panels of 16; released models have 768 and 1536.
+  if (config.moe_intermediate_size % 16 != 0) {
+    status.Update(errors::OutOfRange("moe_intermediate_size", config.moe_intermediate_size,
+                                     "a multiple of 16"));
+  }
   status.Update(
       CheckRange("decoder_sparse_step", config.decoder_sparse_step, 1, limits::kMaxLayers));
   for (const int layer : config.mlp_only_layers) {

@@ -7,7 +7,7 @@
 
 #include "common/limits.h"
 #include "common/status_macros.h"
-#include "rpc/text_file.h"
+#include "rpc/pem_file.h"
 
 namespace conclave {
 namespace {

@@ -15,7 +15,7 @@
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "rpc/address.h"
-#include "rpc/text_file.h"
+#include "rpc/pem_file.h"
 
 namespace conclave {
 namespace {

@@ -105,8 +105,13 @@ void ThinkingAutomaton::OnSampled(uint32_t id) {
     state_.in_tool_call = false;
   } else if (thinking) {
     // A call written inside the block is not thinking: it may be long, and must not be cut.
-    if (!state_.in_tool_call && id != options_.tool_call_end_id) ++state_.used;
-    TrackBytes(id);
+    const bool of_call = state_.in_tool_call || (tool_tags && id == options_.tool_call_end_id);
+    if (of_call) {
+      state_.partial_utf8.clear();  // a tag ends whatever character was open
+    } else {
+      ++state_.used;
+      TrackBytes(id);
+    }
     MaybeForce();
   } else if (id == options_.start_id && !state_.in_tool_call) {
     Enter();
@@ -121,7 +126,12 @@ void ThinkingAutomaton::Enter() {
 }
 
 void ThinkingAutomaton::TrackBytes(uint32_t id) {
-  state_.partial_utf8.append(token_bytes_(id).data(), token_bytes_(id).size());
+  const absl::string_view bytes = token_bytes_(id);
+  if (bytes.empty()) {  // a control token: a character does not go on behind it
+    state_.partial_utf8.clear();
+    return;
+  }
+  state_.partial_utf8.append(bytes.data(), bytes.size());
   state_.partial_utf8 = std::string(IncompleteUtf8Tail(state_.partial_utf8));
 }
 

@@ -185,7 +185,7 @@ TEST_F(ExpertServiceTest, BytesThatAreNoDispatchEndTheStream) {
   grpc::CompletionQueue queue;
   void* tag = nullptr;
   bool ok = false;
-  const auto call = stub.PrepareCall(&context, "/conclave.v1.ExpertShard/Forward", &queue);
+  auto call = stub.PrepareCall(&context, "/conclave.v1.ExpertShard/Forward", &queue);
   call->StartCall(&call);
   ASSERT_TRUE(queue.Next(&tag, &ok) && ok);
   const grpc::Slice garbage("\x7a\xff\xff\xff\x7f no tensor");

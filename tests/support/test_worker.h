@@ -72,6 +72,10 @@ class CollectingSink : public TokenSink {
     absl::MutexLock lock(&mutex_);
     return ids_;
   }
+  v1::TokenEvent last_event() const {
+    absl::MutexLock lock(&mutex_);
+    return events_.back();
+  }
   std::vector<v1::TokenEvent> events() const {
     absl::MutexLock lock(&mutex_);
     return events_;

@@ -143,7 +143,7 @@ TEST_F(EngineTest, ThinkingBudgetForcesOneChunkAndIsCounted) {
   ASSERT_GE(ids.size(), 8u);
   EXPECT_EQ(std::vector<uint32_t>(ids.begin() + 4, ids.begin() + 7),
             (std::vector<uint32_t>{10, kEndThink, 10}));
-  const v1::ThinkingState last = sink->events().back().thinking();
+  const v1::ThinkingState last = sink->last_event().thinking();
   EXPECT_EQ(last.used(), 4);
   EXPECT_EQ(last.forced(), 2);
   EXPECT_EQ(last.ended_by(), v1::THINKING_END_BUDGET);
@@ -181,8 +181,8 @@ TEST_F(EngineTest, StopIdEndsTheRequestAndIsReported) {
   ASSERT_OK(sink->Wait());
   const auto first = std::find(all.begin(), all.end(), all[5]);
   EXPECT_EQ(sink->ids(), std::vector<uint32_t>(all.begin(), first + 1));
-  EXPECT_EQ(sink->events().back().finish_reason(), v1::FINISH_REASON_STOP);
-  EXPECT_EQ(sink->events().back().stop_id(), all[5]);
+  EXPECT_EQ(sink->last_event().finish_reason(), v1::FINISH_REASON_STOP);
+  EXPECT_EQ(sink->last_event().stop_id(), all[5]);
   request.set_ignore_eos(true);
   EXPECT_EQ(worker.Run(request), all);
 }
@@ -203,7 +203,7 @@ TEST_F(EngineTest, LogprobsOfThePromptAgreeWithThoseOfGeneration) {
     score.set_prompt_logprobs(true);
     const auto scored = worker.Submit(score);
     ASSERT_OK(scored->Wait());
-    const v1::TokenEvent& last = scored->events().back();
+    const v1::TokenEvent last = scored->last_event();
     ASSERT_THAT(last.prompt_logprobs(), SizeIs(30));
     EXPECT_EQ(last.ids_size(), 0);
     size_t token = 0;

@@ -122,7 +122,7 @@ INSTANTIATE_TEST_SUITE_P(
                      for (int i = 0; i <= limits::kMaxStopIds; ++i) r.add_stop_ids(1);
                    },
                    "stop_ids"}),
-    [](const auto& info) { return info.param.name; });
+    [](const auto& test) { return test.param.name; });
 
 }  // namespace
 }  // namespace conclave

@@ -158,10 +158,10 @@ def _addend(rng: random.Random, magnitude: str) -> int:
     return rng.randint(1, 99)
 
 
-def _product(rng: random.Random, num_factors: int) -> tuple[int, ...]:
+def _product(rng: random.Random, num_factors: int, easy: bool) -> tuple[int, ...]:
     if num_factors == 3:
         return tuple(rng.randint(2, 9) for _ in range(3))
-    kind = rng.random()
+    kind = rng.random() * (0.5 if easy else 1.0)
     if kind < 0.25:
         factors = [rng.randint(0, 9), rng.randint(1, 12)]
     elif kind < 0.70:
@@ -174,20 +174,21 @@ def _product(rng: random.Random, num_factors: int) -> tuple[int, ...]:
     return tuple(factors)
 
 
-def sample_problem(rng: random.Random, num_operands: int, products: bool = True) -> Problem:
-    """A random problem without regard to hold-out; every intermediate is within MAX_VALUE."""
+def sample_problem(rng: random.Random, num_operands: int, easy: bool = False) -> Problem:
+    """A random problem without regard to hold-out; every intermediate is within MAX_VALUE.
+
+    easy: small numbers more often, for answers without thinking, which are hopeless otherwise.
+    """
     while True:
-        magnitude = rng.choices(["small", "normal", "large"], [8, 70, 22])[0]
+        magnitude = rng.choices(["small", "normal", "large"], [30, 66, 4] if easy else [8, 70, 22])[0]
         product_share = rng.choice([0.0, 0.25, 0.5]) if num_operands > 2 else 0.35
-        if not products:
-            product_share = 0.0
         terms, left, num_products = [], num_operands, 0
         while left:
             size = 1
             if left >= 2 and num_products < 2 and rng.random() < product_share:
                 size = 3 if left >= 3 and rng.random() < 0.12 else 2
                 num_products += 1
-            factors = _product(rng, size) if size > 1 else (_addend(rng, magnitude),)
+            factors = _product(rng, size, easy) if size > 1 else (_addend(rng, magnitude),)
             sign = 1 if not terms or rng.random() < 0.55 else -1
             if not terms and size == 1 and factors[0] and rng.random() < 0.03:
                 sign = -1
@@ -199,17 +200,17 @@ def sample_problem(rng: random.Random, num_operands: int, products: bool = True)
             return problem
 
 
-def sample_training_problem(rng, num_operands: int, products: bool = True) -> Problem:
+def sample_training_problem(rng, num_operands: int, easy: bool = False) -> Problem:
     while True:
-        problem = sample_problem(rng, num_operands, products)
+        problem = sample_problem(rng, num_operands, easy)
         if not any(is_held_out(pair) for pair in solve(problem).pairs):
             return problem
 
 
-def sample_held_out_problem(rng, num_operands: int, products: bool = True) -> Problem:
+def sample_held_out_problem(rng, num_operands: int) -> Problem:
     """The first step pair is one that no training trace contains."""
     while True:
-        problem = sample_problem(rng, num_operands, products)
+        problem = sample_problem(rng, num_operands)
         pairs = solve(problem).pairs
         if pairs and is_held_out(pairs[0]):
             return problem

@@ -16,6 +16,7 @@ SYSTEM_PROMPTS = [
     "Be brief.", "You are Conclave's demo model.", "你是一个有用的助手。", "Answer the question.",
 ]
 NUM_OPERANDS = ([2, 3, 4, 5, 6], [25, 22, 20, 17, 16])
+DIRECT_OPERANDS = ([2, 3, 4, 5, 6], [58, 20, 10, 6, 6])  # without thinking: what can be learned
 MODES = (["think", "off", "no_think", "cut"], [59, 12, 9, 20])
 
 
@@ -74,11 +75,13 @@ def sample_arithmetic(rng: random.Random, max_operands: int = 6, held_out: bool 
                       num_operands: int | None = None, language: str | None = None,
                       follow_up: bool | None = None, mode: str = "think") -> Sample:
     """One arithmetic conversation. held_out: the final question starts with a held-out pair."""
-    sampler = sample_held_out_problem if held_out else sample_training_problem
+    direct = mode in ("off", "no_think")
+    sampler = sample_held_out_problem if held_out else (
+        lambda rng, n: sample_training_problem(rng, n, easy=direct))
     language = language or rng.choices(*LANGUAGES)[0]
     if num_operands is None:
-        sizes = [n for n in NUM_OPERANDS[0] if n <= max_operands]
-        num_operands = rng.choices(sizes, NUM_OPERANDS[1][: len(sizes)])[0]
+        sizes, weights = DIRECT_OPERANDS if direct else NUM_OPERANDS
+        num_operands = rng.choices(sizes[: max_operands - 1], weights[: max_operands - 1])[0]
     if follow_up is None:
         follow_up = language in ("en", "zh") and rng.random() < 0.14
     while follow_up:
@@ -131,14 +134,9 @@ def sample_tools(rng: random.Random, max_operands: int) -> Sample:
 def sample(rng: random.Random, max_operands: int = 6) -> Sample:
     skill = rng.choices(list(SKILL_SHARES), list(SKILL_SHARES.values()))[0]
     if skill == "arithmetic":
-        result = sample_arithmetic(rng, max_operands)
-    elif skill == "tools":
-        result = sample_tools(rng, max_operands)
+        result = sample_arithmetic(rng, max_operands, mode=rng.choices(*MODES)[0])
     else:
-        result = sample_chat(rng)
-    if skill == "arithmetic":
-        result.mode = rng.choices(*MODES)[0]
-    else:
+        result = sample_tools(rng, max_operands) if skill == "tools" else sample_chat(rng)
         result.mode = rng.choices(MODES[0], [62, 16, 14, 8])[0]
     if rng.random() < 0.12:
         result.messages.insert(0, {"role": "system", "content": rng.choice(SYSTEM_PROMPTS)})

@@ -56,7 +56,7 @@ CASES = [
     # only layer 1 is sparse: 0 and 2 are dense by decoder_sparse_step, 3 by mlp_only_layers
     Case("moe_mixed_layers", 109, {"norm_topk_prob": False, "num_experts": 6, "num_experts_per_tok": 3,
                                    "num_hidden_layers": 4, "decoder_sparse_step": 2,
-                                   "mlp_only_layers": [3], "moe_intermediate_size": 24}, moe=True),
+                                   "mlp_only_layers": [3], "moe_intermediate_size": 48}, moe=True),
     Case("fp8_dense", 110, _FP8, store="fp8"),
     Case("fp8_dense_bf16_scale", 111, _FP8 | {"num_hidden_layers": 1, "intermediate_size": 160},
          store="fp8", scale_dtype=torch.bfloat16),

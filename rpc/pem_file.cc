@@ -1,4 +1,4 @@
-#include "rpc/text_file.h"
+#include "rpc/pem_file.h"
 
 #include <fstream>
 #include <utility>
@@ -15,7 +15,7 @@ absl::StatusOr<std::string> ReadPemFile(const std::string& path) {
   // Reading to the end sets eof and fail; a directory or an unreadable file sets bad.
   if (!file.eof() || file.bad()) {
     return absl::InvalidArgumentError(
-        absl::StrCat(path, " cannot be read, want a text file of at most ", kMaxBytes, " bytes"));
+        absl::StrCat(path, " cannot be read, want a PEM file of at most ", kMaxBytes, " bytes"));
   }
   text.resize(static_cast<size_t>(file.gcount()));
   return text;
