@@ -293,6 +293,9 @@ TEST(InferenceService, DeadlinesReachTheWorker) {
   EXPECT_THAT(ReadAll(*call).status, StatusIs(absl::StatusCode::kDeadlineExceeded));
   EXPECT_TRUE(worker.WaitForIdle());
   EXPECT_TRUE(Eventually([&] { return router.engine().inflight() == 0; }));
+  EXPECT_EQ(router.Metric(
+                "conclave_router_requests_total{method=\"Chat\",outcome=\"deadline_exceeded\"}"),
+            1);
 }
 
 TEST(InferenceService, NobodyReadyIsUnavailable) {

@@ -94,13 +94,21 @@ TEST_F(WorkerPoolTest, NoticesALossAndAReturn) {
   ASSERT_TRUE(WaitForUp(0));
 }
 
-TEST_F(WorkerPoolTest, AFailureTakesAWorkerOutUntilItDescribesItself) {
-  MakePool({&first_});
+TEST_F(WorkerPoolTest, AFailureMakesThePoolAskAtOnce) {
+  WorkerPoolOptions options = TestRouterOptions().pool;
+  options.targets = {first_.target()};
+  options.poll_interval = absl::Hours(1);
+  pool_ = std::make_unique<WorkerPool>(options, TestModel().Info(), &router_metrics_);
   ASSERT_TRUE(WaitForUp(0));
+  first_.SetDescription([](v1::WorkerDescription& d) {
+    d.set_ready(false);
+    d.set_reason("drains");
+  });
   const auto lease = pool_->Acquire({});
+  ASSERT_NE(lease, nullptr);  // nobody asked since
   lease->ReportFailure(absl::UnavailableError("broke"));
+  ASSERT_TRUE(WaitForError(0, "drains"));
   EXPECT_EQ(pool_->Acquire({}), nullptr);
-  ASSERT_TRUE(WaitForUp(0));
 }
 
 TEST_F(WorkerPoolTest, ManyStreamsOfOneCrashAreOneFailure) {
