@@ -58,6 +58,9 @@ function(conclave_binary name)
   add_executable(${name} main.cc)
   target_compile_options(${name} PRIVATE ${CONCLAVE_WARNINGS})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS})
+  # ./dev bundle puts libraries there. RPATH, not RUNPATH: it also serves the libraries' own needs.
+  set_target_properties(${name} PROPERTIES BUILD_RPATH "$ORIGIN/../lib")
+  target_link_options(${name} PRIVATE -Wl,--disable-new-dtags)
 endfunction()
 
 # conclave_tests(<folder> DEPS target...): every *_test.cc of this folder in one binary,
