@@ -243,7 +243,6 @@ TEST_F(ExpertExchangeTest, WithoutAReplicaItWaits) {
 }
 
 TEST_F(ExpertExchangeTest, AStaleEpochIsAskedForAgain) {
-  TestShard first(*model_, model_->AllExperts(), /*epoch=*/5);
   ScriptedShard liar(*model_, model_->AllExperts());
   const auto exchange = Connect(Options({liar.target()}));
   // What a shard does whose placement changed since it was asked.
