@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "client/private_worker.h"
+#include "rpc/channel.h"
 #include "tests/client/fake_services.h"
 #include "tests/support/status_matchers.h"
 
@@ -36,8 +37,7 @@ class ScoreLinesTest : public testing::Test {
  protected:
   absl::Status Score(const std::string& lines) {
     std::istringstream in(lines);
-    const auto stub = v1::Worker::NewStub(
-        grpc::CreateChannel(server_.target(), grpc::InsecureChannelCredentials()));
+    const auto stub = v1::Worker::NewStub(MakeChannel(server_.target()));
     return ScoreLines(*stub, {}, in, out_);
   }
 
