@@ -64,6 +64,7 @@ class GenerationPrinter {
     if (options_.prompt_logprobs) json["prompt_logprobs"] = logprobs_;
     json["finish_reason"] = FinishReasonName(finished_.reason());
     json["usage"] = UsageToJson(finished_.usage());
+    json["failovers"] = finished_.failovers();
     json["seed"] = seed_;
     out_ << ToLine(json) << std::endl;
   }

@@ -73,7 +73,11 @@ void InflightRequest::Cancel() {
   {
     absl::MutexLock lock(&mutex_);
     events_->DropEvents();
-    if (!ended_) EndWith(absl::CancelledError("the client is gone"));
+    if (!ended_) {
+      // gRPC cancels a call whose deadline passes: the outcome is the deadline's.
+      EndWith(absl::Now() >= info_.deadline ? absl::DeadlineExceededError("the deadline passed")
+                                            : absl::CancelledError("the client is gone"));
+    }
     step = NextStep();
   }
   if (source_ != nullptr) source_->Cancel();

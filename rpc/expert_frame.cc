@@ -224,8 +224,9 @@ const BFloat16* TensorBytes::Rows(BufferPool& pool) {
     if (even && offset_ + bytes_ <= slices_.front().size()) {
       return reinterpret_cast<const BFloat16*>(begin);
     }
-    gathered_ = pool.Take(bytes_);
-    CopyTo(0, bytes_, gathered_.get());
+    std::shared_ptr<uint8_t> buffer = pool.Take(bytes_);
+    CopyTo(0, bytes_, buffer.get());
+    gathered_ = std::move(buffer);
     slices_.clear();
   }
   return reinterpret_cast<const BFloat16*>(gathered_.get());

@@ -3,11 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <mutex>
 #include <utility>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "common/status_macros.h"
 #include "text/byte_pair_encoder.h"
 #include "text/normalizer.h"
@@ -62,7 +61,7 @@ class CachePool {
  public:
   std::unique_ptr<PretokenCache> Take() {
     {
-      absl::MutexLock lock(&mutex_);
+      const std::lock_guard<std::mutex> lock(mutex_);
       if (!idle_.empty()) {
         std::unique_ptr<PretokenCache> cache = std::move(idle_.back());
         idle_.pop_back();
@@ -72,15 +71,17 @@ class CachePool {
     return std::make_unique<PretokenCache>();
   }
   void Return(std::unique_ptr<PretokenCache> cache) {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     if (idle_.size() < kMaxIdle) idle_.push_back(std::move(cache));
   }
 
  private:
   static constexpr size_t kMaxIdle = 16;  // 64 MiB
 
-  absl::Mutex mutex_;
-  std::vector<std::unique_ptr<PretokenCache>> idle_ ABSL_GUARDED_BY(mutex_);
+  // Not absl::Mutex: Debian's libabsl is built without ThreadSanitizer, which therefore sees that
+  // lock guard nothing and reports every cache handed from one thread to the next.
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<PretokenCache>> idle_;  // guarded by mutex_
 };
 
 }  // namespace

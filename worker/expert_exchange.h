@@ -35,6 +35,10 @@ class ExpertExchange {
   // OK when every expert is reachable now; else Unavailable saying which is not.
   virtual absl::Status Ready() = 0;
 
+  // A Run in progress, and every later one, returns Unavailable soon: whoever joins the engine's
+  // thread does not wait for a lost shard. Any thread.
+  virtual void Stop() {}
+
   // For Describe and `conclave status`; empty for experts in process. Any thread.
   virtual std::vector<v1::ShardState> Shards() = 0;
 };

@@ -63,7 +63,7 @@ GrpcExpertExchange::GrpcExpertExchange(GrpcExpertExchangeOptions options,
   }
 }
 
-GrpcExpertExchange::~GrpcExpertExchange() { Stop(); }
+GrpcExpertExchange::~GrpcExpertExchange() { inbox_.Stop(); }
 
 GrpcExpertExchange::Placement GrpcExpertExchange::LookAtShards() const {
   Placement placement;

@@ -52,8 +52,7 @@ class GrpcExpertExchange final : public ExpertExchange {
   // Blocks until Ready() is OK; at the deadline returns what it says. Any thread.
   absl::Status AwaitReady(absl::Time deadline);
 
-  // A Run in progress, and every later one, returns Unavailable. Any thread.
-  void Stop() { inbox_.Stop(); }
+  void Stop() override { inbox_.Stop(); }
 
  private:
   // A dispatch that is not fully answered.

@@ -126,7 +126,12 @@ void ThinkingAutomaton::Enter() {
 }
 
 void ThinkingAutomaton::TrackBytes(uint32_t id) {
-  state_.partial_utf8.append(token_bytes_(id).data(), token_bytes_(id).size());
+  const absl::string_view bytes = token_bytes_(id);
+  if (bytes.empty()) {  // a control token: a character does not go on behind it
+    state_.partial_utf8.clear();
+    return;
+  }
+  state_.partial_utf8.append(bytes.data(), bytes.size());
   state_.partial_utf8 = std::string(IncompleteUtf8Tail(state_.partial_utf8));
 }
 

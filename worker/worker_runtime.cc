@@ -69,6 +69,10 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> WorkerRuntime::Open(
   return runtime;
 }
 
+WorkerRuntime::~WorkerRuntime() {
+  if (experts_ != nullptr) experts_->Stop();
+}
+
 absl::StatusOr<int64_t> WorkerRuntime::KvTokens() const {
   ASSIGN_OR_RETURN(const int64_t available, AvailableMemoryBytes());
   MemoryPlan plan;

@@ -48,6 +48,9 @@ class WorkerRuntime {
   // option), NotFound (no such model), DataLoss (the checkpoint).
   static absl::StatusOr<std::unique_ptr<WorkerRuntime>> Open(const WorkerRuntimeOptions& options);
 
+  // Ends a layer that waits for a lost shard, then joins the engine's thread.
+  ~WorkerRuntime();
+
   const v1::ModelInfo& model() const { return model_; }
   const Qwen3Config& config() const { return config_; }
 

@@ -1,7 +1,9 @@
 #include "kernels/sampling.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <numeric>
 
 #include "common/errors.h"
 #include "common/limits.h"
@@ -66,27 +68,38 @@ struct ModelDistribution {
   float LogProbOf(float logit) const { return static_cast<float>(logit - log_sum); }
 };
 
-// Weights of the kept ids before `kept`'s end reach `share` of `total`: drops the rest. False if
-// they do not reach it.
-bool CutAtShare(double share, double total, std::vector<Candidate>* kept) {
+// Cuts sorted candidates after the first ones whose weights reach `weight`.
+void CutAt(double weight, std::vector<Candidate>* kept) {
   double sum = 0;
-  for (size_t i = 0; i < kept->size(); ++i) {
-    sum += (*kept)[i].value;
-    if (sum >= share * total) {
-      kept->resize(i + 1);
-      return true;
-    }
-  }
-  return false;
+  size_t i = 0;
+  while (i < kept->size() && sum < weight) sum += (*kept)[i++].value;
+  kept->resize(i);
 }
 
-// The fewest ids that reach top_p of the weights: looks at the largest 64, then at 8 times as many
-// as before, because a full sort of a vocabulary costs 10 ms and is hardly ever needed.
-std::vector<Candidate> TopP(const float* weights, int64_t num_ids, float top_p) {
-  const double total = cpu::SumOf(weights, num_ids);
-  for (int64_t count = 64;; count *= 8) {
-    std::vector<Candidate> kept = cpu::Largest(weights, num_ids, count);
-    if (CutAtShare(top_p, total, &kept) || count >= num_ids) return kept;
+// Zeroes all but the fewest ids that reach top_p of the weights, which are 0 .. 1. A sort of a
+// vocabulary costs 10 ms, so weights are added up by their upper bits first (exponent and four
+// more); only those of the bucket where the sum passes top_p are sorted.
+void KeepTopP(float* weights, int64_t num_ids, float top_p) {
+  constexpr int kShift = 19;
+  constexpr uint32_t kBuckets = (std::bit_cast<uint32_t>(1.0f) >> kShift) + 1;
+  auto bucket_of = [](float weight) { return std::bit_cast<uint32_t>(weight) >> kShift; };
+  std::vector<double> sums(kBuckets);
+  for (int64_t i = 0; i < num_ids; ++i) sums[bucket_of(weights[i])] += weights[i];
+  const double wanted = top_p * std::accumulate(sums.begin(), sums.end(), 0.0);
+  double above = 0;
+  uint32_t bucket = kBuckets - 1;
+  for (; bucket > 0 && above + sums[bucket] < wanted; --bucket) above += sums[bucket];
+
+  std::vector<Candidate> edge;
+  for (int64_t i = 0; i < num_ids; ++i) {
+    if (bucket_of(weights[i]) == bucket) edge.push_back({weights[i], static_cast<uint32_t>(i)});
+  }
+  std::sort(edge.begin(), edge.end(), cpu::Before);
+  CutAt(wanted - above, &edge);
+  // The last that stays. An empty edge would mean that the buckets above reach top_p: they do not.
+  const Candidate last = edge.back();
+  for (int64_t i = 0; i < num_ids; ++i) {
+    if (cpu::Before(last, {weights[i], static_cast<uint32_t>(i)})) weights[i] = 0;
   }
 }
 
@@ -150,13 +163,11 @@ uint32_t DrawId(const SampleArgs& args, float max) {
       candidate.value = cpu::PlainExp((candidate.value - max) * scale);
       total += candidate.value;
     }
-    if (params.top_p < 1) CutAtShare(params.top_p, total, &kept);
+    if (params.top_p < 1) CutAt(params.top_p * total, &kept);
     return Draw(std::move(kept), params.min_p, uniform);
   }
   cpu::PlainExpRow(args.logits, args.num_ids, max, scale, args.logits);
-  if (params.top_p < 1) {
-    return Draw(TopP(args.logits, args.num_ids, params.top_p), params.min_p, uniform);
-  }
+  if (params.top_p < 1) KeepTopP(args.logits, args.num_ids, params.top_p);
   return DrawFromAll(args.logits, args.num_ids, params.min_p, uniform);
 }
 

@@ -200,7 +200,7 @@ TEST(RunGenerateTest, PrintsTextIdsOrAnObject) {
   EXPECT_EQ(json.str(),
             R"({"text":"xx","ids":[7,8],"prompt_logprobs":[-0.5],"finish_reason":"length",)"
             R"("usage":{"prompt_tokens":0,"cached_prompt_tokens":0,"completion_tokens":2,)"
-            R"("thinking_tokens":0,"answer_tokens":0},"seed":9})"
+            R"("thinking_tokens":0,"answer_tokens":0},"failovers":0,"seed":9})"
             "\n");
   options.prompt = "7 b";
   EXPECT_THAT(RunGenerate(options, json), StatusIs(absl::StatusCode::kInvalidArgument));

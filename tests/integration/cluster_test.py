@@ -50,7 +50,7 @@ class ClusterTest(IntegrationTest):
     @staticmethod
     def running(cluster):
         status = cluster.ask("status")
-        return sum(worker["running"] for worker in status["workers"])
+        return sum(worker["inflight"] for worker in status["workers"])
 
     def test_every_topology_gives_the_same_tokens(self):
         seen = {}

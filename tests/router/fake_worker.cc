@@ -60,7 +60,9 @@ void EncodeState(const ThinkingSnapshot& snapshot, v1::ThinkingState* state) {
 }
 
 // A value that only this id at this place has: shows that logprobs stay with their ids.
-float LogprobOf(uint32_t id, size_t position) { return -static_cast<float>(position) - id / 1024.f; }
+float LogprobOf(uint32_t id, size_t position) {
+  return -static_cast<float>(position) - id / 1024.f;
+}
 
 }  // namespace
 
@@ -283,8 +285,8 @@ grpc::Status FakeWorker::Run(grpc::ServerContext& context, const v1::TokenReques
       if (generated.size() < request.max_tokens()) {
         generated.push_back(next_(request, generated));
         automaton.OnSampled(generated.back());
-        const bool is_stop = std::count(request.stop_ids().begin(), request.stop_ids().end(),
-                                        generated.back()) > 0;
+        const bool is_stop =
+            std::count(request.stop_ids().begin(), request.stop_ids().end(), generated.back()) > 0;
         if (is_stop && !request.ignore_eos()) {
           event.set_finish_reason(v1::FINISH_REASON_STOP);
           event.set_stop_id(generated.back());

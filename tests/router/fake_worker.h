@@ -21,8 +21,8 @@ namespace conclave {
 
 // The id that follows `generated`: what stands in for the model. It sees all ids so far, so that
 // an id lost or doubled on the way changes everything after it.
-using NextId =
-    std::function<uint32_t(const v1::TokenRequest& request, const std::vector<uint32_t>& generated)>;
+using NextId = std::function<uint32_t(const v1::TokenRequest& request,
+                                      const std::vector<uint32_t>& generated)>;
 
 // "<think>" + thinking + "</think>" + answer + "<|im_end|>", wherever thinking is cut short. Give
 // an answer that begins with "\n\n", as the early-stop text ends.

@@ -36,8 +36,8 @@ TEST(PromptBuilder, RendersTheTemplateAndLeavesTheContextToTheAnswer) {
   ASSERT_OK_AND_ASSIGN(const PreparedRequest prepared, Prepare(UserSays("hi")));
   EXPECT_EQ(PromptText(prepared), "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
   EXPECT_EQ(prepared.tokens.max_tokens(), kTestContext - prepared.tokens.prompt_ids_size());
-  EXPECT_THAT(prepared.tokens.stop_ids(), ElementsAre(AddedId("<|endoftext|>"),
-                                                      AddedId("<|im_end|>")));
+  EXPECT_THAT(prepared.tokens.stop_ids(),
+              ElementsAre(AddedId("<|endoftext|>"), AddedId("<|im_end|>")));
   const v1::ThinkingParams& thinking = prepared.tokens.thinking();
   EXPECT_TRUE(thinking.enabled());
   EXPECT_EQ(thinking.start_id(), AddedId("<think>"));
@@ -153,8 +153,8 @@ TEST(PromptBuilder, AnEarlyStopTextMustEndThinkingOnce) {
   ASSERT_OK(Prepare(request));
   for (const std::string& bad :
        {std::string("enough"), std::string(""), std::string("</think></think>"),
-        std::string("<think></think>"), std::string("</think><|im_end|>"), std::string("\xff</think>"),
-        std::string(limits::kMaxForcedIds, 'a') + "</think>"}) {
+        std::string("<think></think>"), std::string("</think><|im_end|>"),
+        std::string("\xff</think>"), std::string(limits::kMaxForcedIds, 'a') + "</think>"}) {
     request.mutable_thinking()->set_early_stop_text(bad);
     EXPECT_THAT(Prepare(request), StatusIs(absl::StatusCode::kInvalidArgument)) << bad;
   }
@@ -181,8 +181,7 @@ TEST(PromptBuilder, ConversationsAreDecoded) {
 
 TEST(PromptBuilder, RefusesWhatItCannotRead) {
   const auto expect_invalid = [](const v1::ChatRequest& request, const std::string& words) {
-    EXPECT_THAT(Prepare(request),
-                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(words)));
+    EXPECT_THAT(Prepare(request), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(words)));
   };
   expect_invalid(v1::ChatRequest(), "messages is empty");
   v1::ChatRequest request = UserSays("hi");
@@ -215,12 +214,12 @@ TEST(PromptBuilder, RefusesWhatItCannotRead) {
 
 TEST(PromptBuilder, RefusesWhatIsTooMuch) {
   const auto expect_invalid = [](const v1::ChatRequest& request, const std::string& words) {
-    EXPECT_THAT(Prepare(request),
-                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(words)));
+    EXPECT_THAT(Prepare(request), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(words)));
   };
   expect_invalid(UserSays(std::string(limits::kMaxPromptBytes + 1, 'a')), "text in bytes");
   v1::ChatRequest request;
-  for (int i = 0; i <= limits::kMaxMessages; ++i) *request.add_messages() = UserSays("a").messages(0);
+  for (int i = 0; i <= limits::kMaxMessages; ++i)
+    *request.add_messages() = UserSays("a").messages(0);
   expect_invalid(request, "number of messages");
   request = UserSays("hi");
   for (int i = 0; i <= limits::kMaxTools; ++i) request.add_tools("{}");
@@ -323,8 +322,8 @@ TEST(PromptBuilder, RawPromptsKeepTheirIds) {
   request.mutable_token_ids()->add_ids(281);
   ASSERT_OK(Prepare(request));
   request.mutable_token_ids()->add_ids(282);
-  EXPECT_THAT(Prepare(request), StatusIs(absl::StatusCode::kInvalidArgument,
-                                         HasSubstr("id in the prompt is 282")));
+  EXPECT_THAT(Prepare(request),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("id in the prompt is 282")));
   request.mutable_token_ids()->clear_ids();
   EXPECT_THAT(Prepare(request), StatusIs(absl::StatusCode::kInvalidArgument));
   EXPECT_THAT(Prepare(v1::GenerateRequest()), StatusIs(absl::StatusCode::kInvalidArgument));
@@ -354,9 +353,9 @@ TEST(PromptBuilder, ARawPromptMayEndInsideThinking) {
 TEST(PromptBuilder, RequestIdsAreShortAndPlain) {
   EXPECT_OK(ValidateRequestId("abc-DEF_1.2:3/4"));
   EXPECT_OK(ValidateRequestId(std::string(limits::kMaxRequestIdBytes, 'a')));
-  for (const std::string& bad : {std::string(""), std::string(limits::kMaxRequestIdBytes + 1, 'a'),
-                                 std::string("a b"), std::string("a\n"), std::string("\xc3\xa4"),
-                                 std::string("a#1")}) {
+  for (const std::string& bad :
+       {std::string(""), std::string(limits::kMaxRequestIdBytes + 1, 'a'), std::string("a b"),
+        std::string("a\n"), std::string("\xc3\xa4"), std::string("a#1")}) {
     EXPECT_THAT(ValidateRequestId(bad), StatusIs(absl::StatusCode::kInvalidArgument)) << bad;
   }
 }

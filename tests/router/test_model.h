@@ -32,7 +32,8 @@ inline const std::string& TestModelDir() {
 }
 
 inline std::unique_ptr<ServedModel> LoadTestModel(
-    const std::string& chat_template = "qwen3", ThinkingMode default_mode = ThinkingMode::kThinking) {
+    const std::string& chat_template = "qwen3",
+    ThinkingMode default_mode = ThinkingMode::kThinking) {
   ServedModelOptions options;
   options.model_dir = TestModelDir();
   options.model_name = "tiny";

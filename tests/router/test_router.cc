@@ -1,11 +1,13 @@
 #include "tests/router/test_router.h"
 
+#include <thread>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "common/check.h"
 #include "rpc/channel.h"
 #include "rpc/grpc_status.h"
@@ -17,7 +19,7 @@ TestRouterOptions::TestRouterOptions() {
   pool.describe_deadline = absl::Seconds(2);
   pool.min_rest = absl::Milliseconds(5);
   pool.max_rest = absl::Milliseconds(20);
-  engine.tokens.first_worker_wait = absl::Milliseconds(200);
+  engine.tokens.first_worker_wait = absl::Seconds(20);
   engine.tokens.failover_wait = absl::Seconds(20);
   engine.tokens.full_wait = absl::Milliseconds(5);
   engine.tokens.control_retry = absl::Milliseconds(1);
@@ -26,8 +28,7 @@ TestRouterOptions::TestRouterOptions() {
 TestRouter::TestRouter(const std::vector<FakeWorker*>& workers, TestRouterOptions options) {
   for (FakeWorker* worker : workers) options.pool.targets.push_back(worker->target());
   router_metrics_ = std::make_unique<RouterMetrics>(&metrics_);
-  pool_ =
-      std::make_unique<WorkerPool>(options.pool, options.model->Info(), router_metrics_.get());
+  pool_ = std::make_unique<WorkerPool>(options.pool, options.model->Info(), router_metrics_.get());
   engine_ = std::make_unique<RequestEngine>(options.model, pool_.get(), router_metrics_.get(),
                                             options.engine);
   service_ = std::make_unique<InferenceService>(engine_.get(), router_metrics_.get());
@@ -182,9 +183,7 @@ void Add(const v1::GenerateEvent& event, Transcript* transcript) {
 }
 
 Transcript ReadAll(ChatCall& call) { return ReadAllOf<ChatCall, v1::ChatEvent>(call); }
-Transcript ReadAll(GenerateCall& call) {
-  return ReadAllOf<GenerateCall, v1::GenerateEvent>(call);
-}
+Transcript ReadAll(GenerateCall& call) { return ReadAllOf<GenerateCall, v1::GenerateEvent>(call); }
 Transcript RunChat(TestRouter& router, const v1::ChatRequest& request) {
   return ReadAll(*StartChat(router, request));
 }

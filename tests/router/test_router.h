@@ -24,7 +24,7 @@ struct TestRouterOptions {
   TestRouterOptions();
   const ServedModel* model = &TestModel();
   WorkerPoolOptions pool;       // polls every 5 ms
-  RequestEngineOptions engine;  // short waits
+  RequestEngineOptions engine;  // waits short or generous, never the defaults
 };
 
 class TestRouter {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/synchronization/mutex.h"
+#include "common/check.h"
 #include "tests/support/test_shard.h"
 
 namespace conclave {

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/check.h"
 #include "expert_shard/expert_service.h"
 #include "model/fingerprint.h"
 #include "model/synthetic.h"

@@ -134,7 +134,7 @@ TEST_F(ExpertExchangeTest, EveryTopologyGivesTheSameBits) {
       const Rows expected = Expected(step);
       for (const auto& exchange : exchanges) {
         ASSERT_OK_AND_ASSIGN(const Rows rows, step.Run(*exchange));
-        EXPECT_EQ(rows, expected);
+        EXPECT_TRUE(rows == expected);
       }
     }
   }
@@ -172,7 +172,7 @@ TEST_F(ExpertExchangeTest, TwoWorkersShareShards) {
       for (int i = 0; i < 40; ++i) {
         const Step step(*model_, i % 2, 1 + i % 9, static_cast<uint64_t>(worker * 50 + i));
         ASSERT_OK_AND_ASSIGN(const Rows rows, step.Run(exchange));
-        ASSERT_EQ(rows, Expected(step));
+        ASSERT_TRUE(rows == Expected(step));
       }
     });
   }
@@ -186,7 +186,7 @@ TEST_F(ExpertExchangeTest, AnswersInPiecesAndOutOfOrder) {
   for (int i = 0; i < 3; ++i) {
     const Step step(*model_, 0, 5, i);
     ASSERT_OK_AND_ASSIGN(const Rows rows, step.Run(*exchange));
-    EXPECT_EQ(rows, Expected(step));
+    EXPECT_TRUE(rows == Expected(step));
   }
   EXPECT_EQ(Retries(*exchange), 0u);
 }
@@ -215,7 +215,8 @@ TEST_F(ExpertExchangeTest, AReplicaTakesOver) {
     bad.Play({misdeed});
     const Step step(*model_, 1, 20, 8);
     ASSERT_OK_AND_ASSIGN(const Rows rows, step.Run(*exchange));
-    EXPECT_EQ(rows, Expected(step)) << static_cast<int>(misdeed.act) << " " << misdeed.error_code;
+    EXPECT_TRUE(rows == Expected(step))
+        << static_cast<int>(misdeed.act) << " " << misdeed.error_code;
     EXPECT_EQ(bad.steps_left(), 0u) << "it was not asked";
     EXPECT_EQ(Retries(*exchange), 1u);
   }
@@ -235,13 +236,13 @@ TEST_F(ExpertExchangeTest, WithoutAReplicaItWaits) {
     shard.Play({misdeed, misdeed});
     const Step step(*model_, 0, 20, 8);
     ASSERT_OK_AND_ASSIGN(const Rows rows, step.Run(*exchange));
-    EXPECT_EQ(rows, Expected(step)) << static_cast<int>(misdeed.act) << " " << misdeed.error_code;
+    EXPECT_TRUE(rows == Expected(step))
+        << static_cast<int>(misdeed.act) << " " << misdeed.error_code;
     EXPECT_EQ(Retries(*exchange), 2u);
   }
 }
 
 TEST_F(ExpertExchangeTest, AStaleEpochIsAskedForAgain) {
-  TestShard first(*model_, model_->AllExperts(), /*epoch=*/5);
   ScriptedShard liar(*model_, model_->AllExperts());
   const auto exchange = Connect(Options({liar.target()}));
   // What a shard does whose placement changed since it was asked.
@@ -251,7 +252,7 @@ TEST_F(ExpertExchangeTest, AStaleEpochIsAskedForAgain) {
   liar.Play({{Act::kAnswer, grpc::FAILED_PRECONDITION}});
   const Step step(*model_, 0, 4, 1);
   ASSERT_OK_AND_ASSIGN(const Rows rows, step.Run(*exchange));
-  EXPECT_EQ(rows, Expected(step));
+  EXPECT_TRUE(rows == Expected(step));
   EXPECT_EQ(liar.dispatches(), 2);
 }
 
@@ -263,7 +264,7 @@ TEST_F(ExpertExchangeTest, ARefusedDispatchIsOurBugAndFails) {
   EXPECT_THAT(step.Run(*exchange),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(shard.target())));
   ASSERT_OK_AND_ASSIGN(const Rows rows, step.Run(*exchange));  // the next layer is well
-  EXPECT_EQ(rows, Expected(step));
+  EXPECT_TRUE(rows == Expected(step));
 }
 
 TEST_F(ExpertExchangeTest, KilledUnderLoadWithAReplica) {
@@ -284,7 +285,7 @@ TEST_F(ExpertExchangeTest, KilledUnderLoadWithAReplica) {
     const absl::Time start = absl::Now();
     ASSERT_OK_AND_ASSIGN(const Rows rows, step.Run(*exchange));
     longest = std::max(longest, absl::Now() - start);
-    ASSERT_EQ(rows, Expected(step)) << i;
+    ASSERT_TRUE(rows == Expected(step)) << i;
   }
   killer.join();
   EXPECT_OK(exchange->Ready());
@@ -308,7 +309,7 @@ TEST_F(ExpertExchangeTest, KilledWithoutAReplicaAndRestarted) {
   shard = std::make_unique<TestShard>(*model_, model_->AllExperts(), /*epoch=*/2, target);
   engine.join();
   ASSERT_OK(rows);
-  EXPECT_EQ(*rows, Expected(step));
+  EXPECT_TRUE(*rows == Expected(step));
   EXPECT_OK(exchange->Ready());
 }
 
@@ -326,7 +327,7 @@ TEST_F(ExpertExchangeTest, AnotherShardMayBringTheExpertsBack) {
   TestShard second(*model_, model_->AllExperts(), /*epoch=*/2, second_target);
   engine.join();
   ASSERT_OK(rows);
-  EXPECT_EQ(*rows, Expected(step));
+  EXPECT_TRUE(*rows == Expected(step));
 }
 
 TEST_F(ExpertExchangeTest, TheWaitHasAnEnd) {

@@ -75,8 +75,9 @@ def build(num_merges: int, num_samples: int = 12000, seed: int = 11) -> Tokenize
 
 def save(tokenizer: Tokenizer, folder: Path, max_length: int) -> None:
     data = json.loads(tokenizer.to_str())
-    data["post_processor"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
-                              "use_regex": False}  # as in Qwen3; it has no effect on ids
+    # As in Qwen3's file. Neither has an effect on ids, and the library does not keep the decoder's flags.
+    data["post_processor"] = data["decoder"] = {
+        "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     model = data["model"]
     model.update(continuing_subword_prefix="", end_of_word_suffix="")
     by_id = sorted(model["vocab"].items(), key=lambda item: item[1])

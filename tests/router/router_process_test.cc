@@ -1,0 +1,152 @@
+// conclave-router as a process: what it says, how it ends.
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "common/check.h"
+#include "nlohmann/json.hpp"
+#include "rpc/channel.h"
+#include "tests/router/test_router.h"
+#include "tests/support/status_matchers.h"
+
+namespace conclave {
+namespace {
+
+using ::testing::HasSubstr;
+
+// A child process whose stdout is read line by line; stderr is kept in a file.
+class Process {
+ public:
+  explicit Process(const std::vector<std::string>& flags)
+      : stderr_path_(absl::StrCat(testing::TempDir(), "/router_stderr_", getpid())) {
+    std::vector<std::string> words = {std::string(CONCLAVE_BIN_DIR) + "/conclave-router"};
+    words.insert(words.end(), flags.begin(), flags.end());
+    std::vector<char*> argv;
+    for (std::string& word : words) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    int pipe_ends[2];
+    CHECK_EQ(pipe2(pipe_ends, O_CLOEXEC), 0);
+    const int log = open(stderr_path_.c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0600);
+    CHECK(log >= 0);
+    pid_ = fork();
+    if (pid_ == 0) {
+      dup2(pipe_ends[1], STDOUT_FILENO);
+      dup2(log, STDERR_FILENO);
+      execv(argv[0], argv.data());
+      _exit(127);
+    }
+    close(pipe_ends[1]);
+    close(log);
+    stdout_ = fdopen(pipe_ends[0], "r");
+  }
+  ~Process() {
+    if (pid_ > 0) {
+      kill(pid_, SIGKILL);
+      waitpid(pid_, nullptr, 0);
+    }
+    fclose(stdout_);
+    unlink(stderr_path_.c_str());
+  }
+
+  // The next line; empty at the end.
+  std::string ReadLine() {
+    char* line = nullptr;
+    size_t capacity = 0;
+    const ssize_t length = getline(&line, &capacity, stdout_);
+    const std::string text = length > 0 ? std::string(line, length) : "";
+    free(line);
+    return text;
+  }
+  void Terminate() { kill(pid_, SIGTERM); }
+  int Wait() {
+    int status = 0;
+    CHECK_EQ(waitpid(pid_, &status, 0), pid_);
+    pid_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+  std::string Stderr() const {
+    FILE* file = fopen(stderr_path_.c_str(), "r");
+    std::string text(1 << 16, '\0');
+    text.resize(fread(text.data(), 1, text.size(), file));
+    fclose(file);
+    return text;
+  }
+
+ private:
+  const std::string stderr_path_;
+  pid_t pid_ = -1;
+  FILE* stdout_ = nullptr;
+};
+
+TEST(RouterProcess, ServesUntilItIsTold) {
+  FakeWorker worker;
+  Process process({"--model", TestModelDir(), "--model_name", "tiny", "--workers", worker.target(),
+                   "--listen", "127.0.0.1:0", "--drain_seconds", "20"});
+  const nlohmann::json listening = nlohmann::json::parse(process.ReadLine());
+  EXPECT_EQ(listening["event"], "listening");
+  EXPECT_THAT(listening["metrics"].get<std::string>(), HasSubstr("127.0.0.1:"));
+  EXPECT_EQ(process.ReadLine(), "{\"event\":\"ready\"}\n");
+  const auto stub = v1::Inference::NewStub(MakeChannel(listening["grpc"].get<std::string>()));
+
+  worker.PauseAfter(2);
+  ChatCall call;
+  call.reader = stub->Chat(&call.context, UserSays("hi"));
+  ASSERT_TRUE(worker.WaitForPaused());
+  process.Terminate();
+  // It drains: what it accepted goes on, nothing new is.
+  EXPECT_TRUE(Eventually([&] {
+    ChatCall refused;
+    refused.reader = stub->Chat(&refused.context, UserSays("hi"));
+    v1::ChatEvent event;
+    if (refused.Read(&event)) {
+      refused.context.TryCancel();
+      return false;
+    }
+    return refused.Finish().error_code() == grpc::StatusCode::UNAVAILABLE;
+  }));
+  worker.Continue();
+  EXPECT_OK(ReadAll(call).status);
+  EXPECT_EQ(process.Wait(), 0);
+}
+
+TEST(RouterProcess, ErrorsAtTheStartAreOneLine) {
+  const auto expect_error = [](const std::vector<std::string>& flags, const std::string& words) {
+    Process process(flags);
+    EXPECT_EQ(process.ReadLine(), "") << words;
+    EXPECT_EQ(process.Wait(), 1) << words;
+    EXPECT_THAT(process.Stderr(), HasSubstr(words));
+  };
+  expect_error({"--model", "/nonexistent", "--workers", "a:1", "--listen", "127.0.0.1:0"},
+               "/nonexistent");
+  expect_error({"--model", TestModelDir(), "--workers", "a:1", "--chat_template", "llama"},
+               "chat_template is \"llama\"");
+  expect_error({"--model", TestModelDir(), "--workers", "a:1,a:1"}, "names a:1 twice");
+  expect_error({"--model", TestModelDir(), "--workers", "a:1", "--metrics_listen", "nonsense"},
+               "nonsense");
+  FakeWorker other;
+  expect_error({"--model", TestModelDir(), "--workers", "a:1", "--listen", other.target()},
+               other.target());
+}
+
+TEST(RouterProcess, FlagsAreChecked) {
+  for (const std::vector<std::string>& flags :
+       {std::vector<std::string>{"--workers", "a:1"},
+        {"--model", TestModelDir()},
+        {"--model", TestModelDir(), "--workers", "a:1", "--max_inflight", "0"},
+        {"--model", TestModelDir(), "--workers", "a:1", "--default_mode", "sometimes"},
+        {"--model", TestModelDir(), "--workers", "a:1", "--log_level", "loud"}}) {
+    Process process(flags);
+    EXPECT_EQ(process.ReadLine(), "");
+    EXPECT_NE(process.Wait(), 0);
+    EXPECT_NE(process.Stderr(), "");
+  }
+}
+
+}  // namespace
+}  // namespace conclave

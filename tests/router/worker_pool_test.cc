@@ -1,0 +1,189 @@
+#include "router/worker_pool.h"
+
+#include <memory>
+
+#include "absl/strings/match.h"
+#include "absl/synchronization/notification.h"
+#include "tests/router/test_router.h"
+#include "tests/support/status_matchers.h"
+
+namespace conclave {
+namespace {
+
+using ::testing::HasSubstr;
+
+class WorkerPoolTest : public testing::Test {
+ protected:
+  void MakePool(const std::vector<FakeWorker*>& workers) {
+    WorkerPoolOptions options = TestRouterOptions().pool;
+    for (FakeWorker* worker : workers) options.targets.push_back(worker->target());
+    pool_ = std::make_unique<WorkerPool>(options, TestModel().Info(), &router_metrics_);
+  }
+  bool WaitForUp(int worker, bool up = true) {
+    return Eventually([&] { return pool_->Snapshot()[worker].up() == up; });
+  }
+  // Waits for an error of the worker that holds `words`.
+  bool WaitForError(int worker, const std::string& words) {
+    return Eventually([&] { return absl::StrContains(pool_->Snapshot()[worker].error(), words); });
+  }
+
+  Metrics metrics_;
+  RouterMetrics router_metrics_{&metrics_};
+  FakeWorker first_, second_;
+  std::unique_ptr<WorkerPool> pool_;
+};
+
+TEST_F(WorkerPoolTest, HandsOutTheLeastLoadedWorker) {
+  first_.SetDescription([](v1::WorkerDescription& d) { d.set_running(3); });
+  MakePool({&first_, &second_});
+  ASSERT_TRUE(WaitForUp(0) && WaitForUp(1));
+  std::vector<std::unique_ptr<WorkerLease>> leases;
+  for (int i = 0; i < 3; ++i) {
+    leases.push_back(pool_->Acquire({}));
+    EXPECT_EQ(leases.back()->worker(), 1) << i;
+  }
+  // Both have three now: they take turns.
+  leases.push_back(pool_->Acquire({}));
+  leases.push_back(pool_->Acquire({}));
+  EXPECT_NE(leases[3]->worker(), leases[4]->worker());
+  EXPECT_EQ(pool_->Snapshot()[1].inflight(), 4u);
+  leases.clear();
+  EXPECT_EQ(pool_->Snapshot()[1].inflight(), 0u);
+}
+
+TEST_F(WorkerPoolTest, SkipsWorkersThatCannotBeUsed) {
+  second_.SetDescription([](v1::WorkerDescription& d) { d.mutable_model()->set_hidden_size(128); });
+  MakePool({&first_, &second_});
+  ASSERT_TRUE(WaitForUp(0));
+  ASSERT_TRUE(WaitForError(1, "hidden_size is 128, want 64"));
+  EXPECT_EQ(pool_->Acquire({"", {0}}), nullptr);
+  EXPECT_EQ(pool_->Acquire({"other weights", {}}), nullptr);
+  EXPECT_NE(pool_->Acquire({"f00d", {}}), nullptr);
+  first_.SetDescription([](v1::WorkerDescription& d) {
+    d.set_ready(false);
+    d.set_reason("no experts");
+  });
+  ASSERT_TRUE(WaitForError(0, "no experts"));
+  EXPECT_EQ(pool_->Acquire({}), nullptr);
+  EXPECT_FALSE(pool_->AnyReady());
+}
+
+TEST_F(WorkerPoolTest, WorkersOfOneCheckpointStayTogether) {
+  second_.SetDescription([](v1::WorkerDescription& d) { d.set_ready(false); });
+  MakePool({&first_, &second_});
+  ASSERT_TRUE(WaitForUp(0));
+  second_.SetDescription([](v1::WorkerDescription& d) {
+    d.set_ready(true);
+    d.mutable_model()->set_fingerprint("beef");
+  });
+  ASSERT_TRUE(WaitForError(1, "fingerprint is beef, want f00d"));
+  EXPECT_EQ(pool_->fingerprint(), "f00d");
+  // Once nobody serves the old weights, the new ones are what is served.
+  first_.Stop();
+  ASSERT_TRUE(WaitForUp(1));
+  EXPECT_EQ(pool_->fingerprint(), "beef");
+}
+
+TEST_F(WorkerPoolTest, NoticesALossAndAReturn) {
+  MakePool({&first_});
+  ASSERT_TRUE(WaitForUp(0));
+  first_.Stop();
+  ASSERT_TRUE(WaitForUp(0, false));
+  EXPECT_NE(pool_->Snapshot()[0].error(), "");
+  first_.Start();
+  ASSERT_TRUE(WaitForUp(0));
+}
+
+TEST_F(WorkerPoolTest, AFailureMakesThePoolAskAtOnce) {
+  WorkerPoolOptions options = TestRouterOptions().pool;
+  options.targets = {first_.target()};
+  options.poll_interval = absl::Hours(1);
+  pool_ = std::make_unique<WorkerPool>(options, TestModel().Info(), &router_metrics_);
+  ASSERT_TRUE(WaitForUp(0));
+  first_.SetDescription([](v1::WorkerDescription& d) {
+    d.set_ready(false);
+    d.set_reason("drains");
+  });
+  const auto lease = pool_->Acquire({});
+  ASSERT_NE(lease, nullptr);  // nobody asked since
+  lease->ReportFailure(absl::UnavailableError("broke"));
+  ASSERT_TRUE(WaitForError(0, "drains"));
+  EXPECT_EQ(pool_->Acquire({}), nullptr);
+}
+
+TEST_F(WorkerPoolTest, ManyStreamsOfOneCrashAreOneFailure) {
+  WorkerPoolOptions options = TestRouterOptions().pool;
+  options.targets = {first_.target()};
+  options.min_rest = options.max_rest = absl::Hours(1);
+  pool_ = std::make_unique<WorkerPool>(options, TestModel().Info(), &router_metrics_);
+  ASSERT_TRUE(WaitForUp(0));
+  std::vector<std::unique_ptr<WorkerLease>> leases;
+  for (int i = 0; i < 10; ++i) leases.push_back(pool_->Acquire({}));
+  for (const auto& lease : leases) lease->ReportFailure(absl::UnavailableError("broke"));
+  ASSERT_TRUE(WaitForUp(0));  // else it would rest for an hour
+}
+
+TEST_F(WorkerPoolTest, FailuresInARowMakeAWorkerRest) {
+  WorkerPoolOptions options = TestRouterOptions().pool;
+  options.targets = {first_.target()};
+  options.min_rest = options.max_rest = absl::Hours(1);
+  pool_ = std::make_unique<WorkerPool>(options, TestModel().Info(), &router_metrics_);
+  for (int i = 0; i < options.failures_to_open; ++i) {
+    ASSERT_TRUE(WaitForUp(0)) << i;
+    pool_->Acquire({})->ReportFailure(absl::UnavailableError("broke"));
+  }
+  ASSERT_TRUE(WaitForError(0, "rests after 3"));
+  EXPECT_EQ(pool_->Acquire({}), nullptr);
+}
+
+TEST_F(WorkerPoolTest, SuccessForgivesFailures) {
+  WorkerPoolOptions options = TestRouterOptions().pool;
+  options.targets = {first_.target()};
+  options.min_rest = options.max_rest = absl::Hours(1);
+  pool_ = std::make_unique<WorkerPool>(options, TestModel().Info(), &router_metrics_);
+  for (int i = 0; i < 2 * options.failures_to_open; ++i) {
+    ASSERT_TRUE(WaitForUp(0)) << i;
+    pool_->Acquire({})->ReportSuccess();
+    pool_->Acquire({})->ReportFailure(absl::UnavailableError("broke"));
+  }
+  ASSERT_TRUE(WaitForUp(0));
+}
+
+TEST_F(WorkerPoolTest, WaitEndsWhenAWorkerComesUp) {
+  first_.SetDescription([](v1::WorkerDescription& d) { d.set_ready(false); });
+  MakePool({&first_});
+  absl::Notification woken, ready;
+  pool_->OnFirstReady([&] { ready.Notify(); });
+  pool_->Wait({}, absl::InfiniteFuture(), [&] { woken.Notify(); });
+  EXPECT_FALSE(woken.HasBeenNotified());
+  first_.SetDescription([](v1::WorkerDescription& d) { d.set_ready(true); });
+  EXPECT_TRUE(woken.WaitForNotificationWithTimeout(absl::Seconds(20)));
+  EXPECT_TRUE(ready.WaitForNotificationWithTimeout(absl::Seconds(20)));
+  // One that is up already is not missed.
+  absl::Notification at_once;
+  pool_->Wait({}, absl::InfiniteFuture(), [&] { at_once.Notify(); });
+  EXPECT_TRUE(at_once.WaitForNotificationWithTimeout(absl::Seconds(20)));
+}
+
+TEST_F(WorkerPoolTest, WaitEndsAtItsDeadlineOrIsCancelled) {
+  first_.SetDescription([](v1::WorkerDescription& d) { d.set_ready(false); });
+  MakePool({&first_});
+  absl::Notification late, cancelled;
+  const auto id =
+      pool_->Wait({}, absl::Now() + absl::Milliseconds(500), [&] { cancelled.Notify(); });
+  pool_->CancelWait(id);
+  pool_->Wait({}, absl::Now() + absl::Milliseconds(501), [&] { late.Notify(); });
+  EXPECT_TRUE(late.WaitForNotificationWithTimeout(absl::Seconds(20)));
+  EXPECT_FALSE(cancelled.HasBeenNotified());
+}
+
+TEST_F(WorkerPoolTest, TheContextIsWhatEveryWorkerHolds) {
+  first_.SetDescription([](v1::WorkerDescription& d) { d.set_max_context(1000); });
+  second_.SetDescription([](v1::WorkerDescription& d) { d.set_max_context(900); });
+  MakePool({&first_, &second_});
+  ASSERT_TRUE(WaitForUp(0) && WaitForUp(1));
+  EXPECT_EQ(pool_->max_context(), 900);
+}
+
+}  // namespace
+}  // namespace conclave
