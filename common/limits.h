@@ -39,7 +39,7 @@ inline constexpr int kMaxStopIds = 64;
 inline constexpr int kMaxTopLogprobs = 20;
 inline constexpr int kMaxLogitBiases = 1024;
 inline constexpr int kMaxDetokenizeIds = 1 << 18;  // the longest context of the family
-inline constexpr int kMaxForcedIds = 256;  // the early-stop text; Qwen3's default is 24 ids
+inline constexpr int kMaxForcedIds = 256;          // the early-stop text; Qwen3's default is 24 ids
 inline constexpr size_t kMaxRequestIdBytes = 128;
 
 // ---- router ----
