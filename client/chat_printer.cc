@@ -14,7 +14,7 @@ namespace {
 constexpr absl::string_view kDim = "\x1b[2m";
 constexpr absl::string_view kPlain = "\x1b[0m";
 
-bool HasText(const v1::ChatEvent& event) {
+bool HasTokens(const v1::ChatEvent& event) {
   return event.has_thinking_delta() || event.has_content_delta() || event.has_tool_call_delta();
 }
 
@@ -53,10 +53,11 @@ void ChatPrinter::Enter(Part part) {
 }
 
 void ChatPrinter::Print(const v1::ChatEvent& event) {
-  if (event.has_thinking_delta()) {
+  // Tokens may come without text: those of an empty think block, or half a character.
+  if (!event.thinking_delta().text().empty()) {
     Enter(Part::kThinking);
     Write(event.thinking_delta().text());
-  } else if (event.has_content_delta()) {
+  } else if (!event.content_delta().text().empty()) {
     Enter(Part::kContent);
     Write(event.content_delta().text());
   } else if (event.has_tool_call_delta()) {
@@ -68,7 +69,7 @@ void ChatPrinter::Print(const v1::ChatEvent& event) {
     }
     Write(delta.arguments());
   }
-  if (HasText(event)) out_ << std::flush;
+  if (HasTokens(event)) out_ << std::flush;
 }
 
 void ChatPrinter::End() {
@@ -77,7 +78,7 @@ void ChatPrinter::End() {
 }
 
 void ChatTimes::Note(const v1::ChatEvent& event, absl::Time now) {
-  if (!HasText(event)) return;
+  if (!HasTokens(event)) return;
   first_token_ = std::min(first_token_, now);
   if (!event.has_thinking_delta()) first_answer_ = std::min(first_answer_, now);
   last_token_ = now;

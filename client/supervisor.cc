@@ -86,6 +86,10 @@ absl::Status Supervisor::Run() {
   sigset_t watched, before;
   sigemptyset(&watched);
   for (int number : {SIGINT, SIGTERM, SIGCHLD}) sigaddset(&watched, number);
+  // A terminal that closes; not if nohup wants it ignored.
+  struct sigaction hangup = {};
+  sigaction(SIGHUP, nullptr, &hangup);
+  if (hangup.sa_handler != SIG_IGN) sigaddset(&watched, SIGHUP);
   pthread_sigmask(SIG_BLOCK, &watched, &before);
   absl::Cleanup restore = [&] { pthread_sigmask(SIG_SETMASK, &before, nullptr); };
   signal_fd_ = signalfd(-1, &watched, SFD_NONBLOCK | SFD_CLOEXEC);

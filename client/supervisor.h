@@ -45,15 +45,15 @@ struct SupervisorOptions {
 // to 10 s.
 absl::Duration RestartBackoff(int failures);
 
-// Starts every process, restarts each that ends, and stops them all on SIGINT or SIGTERM. One
-// thread: everything happens in Run, which waits in poll().
+// Starts every process, restarts each that ends, and stops them all on SIGINT, SIGTERM or SIGHUP.
+// One thread: everything happens in Run, which waits in poll().
 class Supervisor {
  public:
   // `out` gets the endpoints and what happens to processes, `err` the servers' log lines.
   Supervisor(SupervisorOptions options, std::ostream& out, std::ostream& err);
   ~Supervisor();
 
-  // Returns when everything has stopped: OK after SIGINT or SIGTERM; Unavailable naming the
+  // Returns when everything has stopped: OK after such a signal; Unavailable naming the
   // process and its last words if it failed max_start_failures times before all were ready;
   // DeadlineExceeded if they were not ready in time; Internal if the system gives no signals or
   // log files. Blocks these signals in the calling thread while it runs.

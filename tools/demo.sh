@@ -74,11 +74,11 @@ JSON
 
 ask "Thinking" 'answer["thinking"] and "109" in answer["content"]' \
   --think "What is 48 + 37 - 19 + 43?"
-ask "Not thinking" 'not answer["thinking"] and answer["content"]' \
+ask "Not thinking: quicker, and worse at sums" 'not answer["thinking"] and answer["content"]' \
   --no_think "What is 17 + 25?"
 ask "The model's own switch" 'not answer["thinking"] and answer["content"]' \
   "Hello! /no_think"
-ask "At most 16 tokens of thinking" \
+ask "At most 16 tokens of thinking, then it must answer" \
   'answer["thinking_report"]["used"] <= 16 and answer["thinking_report"]["ended_by"] == "budget"' \
   --think --thinking_budget 16 "What is 48 + 37 - 19 + 43?"
 ask "In Chinese" 'answer["thinking"] and "42" in answer["content"]' \

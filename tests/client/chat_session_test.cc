@@ -76,6 +76,17 @@ TEST_F(ChatSessionTest, DimsThinkingOnATerminalAndGivesNumbers) {
   EXPECT_THAT(err_.str(), HasSubstr("first token after"));
 }
 
+TEST_F(ChatSessionTest, ShowsNoThinkingWithoutText) {
+  router_.on_chat = [](auto&, auto&, grpc::ServerWriter<v1::ChatEvent>& writer) {
+    v1::ChatEvent event;
+    event.mutable_thinking_delta()->add_ids(5);  // "<think>" of an empty block
+    writer.Write(event);
+    return SendAnswer(writer, "", "4");
+  };
+  ASSERT_OK(Open()->Ask());
+  EXPECT_EQ(out_.str(), "4\n");
+}
+
 TEST_F(ChatSessionTest, ReturnsTheRoutersErrors) {
   router_.on_chat = [](auto&, auto&, auto&) {
     return grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "full");

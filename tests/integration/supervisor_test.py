@@ -76,7 +76,7 @@ class SupervisorTest(IntegrationTest):
         self.assertIn(grpc["router"], cluster.program.lines[-1])
 
     def test_signal_drains_from_the_router_down(self):
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             with self.subTest(number):
                 (self.dir / "events").unlink(missing_ok=True)
                 cluster = self.up("--workers", 2, "--shards", 2).wait_ready()
