@@ -21,7 +21,14 @@ void AnnotateIgnoreReadsEnd(const char* file, int line);
 
 namespace {
 
-// A waiter evaluates its condition inside the library, where it does hold the mutex.
+// The library evaluates conditions, which read what the mutex guards, where it does hold the mutex
+// but the sanitizer does not know.
+class WhileInside {
+ public:
+  WhileInside() { AnnotateIgnoreReadsBegin(__FILE__, __LINE__); }
+  ~WhileInside() { AnnotateIgnoreReadsEnd(__FILE__, __LINE__); }
+};
+
 class WhileWaiting {
  public:
   explicit WhileWaiting(void* mutex) : mutex_(mutex) {
@@ -66,6 +73,7 @@ void TsanUnlock(absl::Mutex* mutex) asm(UNLOCK);
 void TsanUnlock(absl::Mutex* mutex) {
   ABSL_TSAN_REAL(real, decltype(&TsanUnlock), UNLOCK);
   __tsan_release(mutex);
+  const WhileInside inside;  // it evaluates the conditions of those who wait
   real(mutex);
 }
 
@@ -88,6 +96,7 @@ void TsanReaderUnlock(absl::Mutex* mutex) asm(READER_UNLOCK);
 void TsanReaderUnlock(absl::Mutex* mutex) {
   ABSL_TSAN_REAL(real, decltype(&TsanReaderUnlock), READER_UNLOCK);
   __tsan_release(mutex);
+  const WhileInside inside;  // it evaluates the conditions of those who wait
   real(mutex);
 }
 
