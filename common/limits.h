@@ -80,6 +80,9 @@ inline constexpr int kMaxContextTokens = 1 << 22;
 
 // ---- time ----
 inline constexpr absl::Duration kDefaultRequestDeadline = absl::Hours(1);
+// A client's deadline began when it sent the call and ours when the call arrived, so that its
+// cancellation at the deadline comes before ours by the time the call was on its way.
+inline constexpr absl::Duration kDeadlineSkew = absl::Milliseconds(100);
 inline constexpr absl::Duration kDescribeDeadline = absl::Seconds(5);
 inline constexpr absl::Duration kControlDeadline = absl::Seconds(5);
 // A shard that has not answered a dispatch after this is taken for lost.

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "common/limits.h"
 #include "common/log.h"
 
 namespace conclave {
@@ -75,8 +76,9 @@ void InflightRequest::Cancel() {
     events_->DropEvents();
     if (!ended_) {
       // gRPC cancels a call whose deadline passes: the outcome is the deadline's.
-      EndWith(absl::Now() >= info_.deadline ? absl::DeadlineExceededError("the deadline passed")
-                                            : absl::CancelledError("the client is gone"));
+      const bool late = absl::Now() >= info_.deadline - limits::kDeadlineSkew;
+      EndWith(late ? absl::DeadlineExceededError("the deadline passed")
+                   : absl::CancelledError("the client is gone"));
     }
     step = NextStep();
   }

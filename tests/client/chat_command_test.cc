@@ -10,6 +10,7 @@
 #include "client/generate_command.h"
 #include "tests/client/fake_services.h"
 #include "tests/support/status_matchers.h"
+#include "tests/support/temp_dir.h"
 
 namespace conclave {
 namespace {
@@ -17,18 +18,13 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-std::string WriteFile(const std::string& name, const std::string& text) {
-  const std::string path = testing::TempDir() + "/" + name;
-  std::ofstream(path) << text;
-  return path;
-}
-
 TEST(BuildChatRequestTest, TakesEveryFlag) {
+  const TempDir dir;
   ChatCommandOptions options;
   options.prompt = "Why?";
   options.system = "Be brief.";
-  options.messages_file = WriteFile("messages", R"([{"role": "user", "content": "Hi"}])");
-  options.tools_file = WriteFile("tools", R"([{"function": {"name": "f"}}])");
+  options.messages_file = dir.Write("messages", R"([{"role": "user", "content": "Hi"}])");
+  options.tools_file = dir.Write("tools", R"([{"function": {"name": "f"}}])");
   options.enable_thinking = true;
   options.thinking_budget = -1;
   options.model = "m";
@@ -65,15 +61,16 @@ TEST(BuildChatRequestTest, LeavesToTheRouterWhatIsNotGiven) {
 }
 
 TEST(BuildChatRequestTest, NamesTheFileThatIsWrong) {
+  const TempDir dir;
   ChatCommandOptions options;
-  options.messages_file = WriteFile("bad_messages", "[{}]");
+  options.messages_file = dir.Write("bad_messages", "[{}]");
   EXPECT_THAT(BuildChatRequest(options), StatusIs(absl::StatusCode::kInvalidArgument,
                                                   HasSubstr("bad_messages: messages[0].role")));
   options.messages_file = "/nowhere";
   EXPECT_THAT(BuildChatRequest(options),
               StatusIs(absl::StatusCode::kNotFound, HasSubstr("/nowhere")));
   options.messages_file.clear();
-  options.tools_file = WriteFile("bad_tools", "{}");
+  options.tools_file = dir.Write("bad_tools", "{}");
   EXPECT_THAT(BuildChatRequest(options),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("bad_tools: tools is")));
 }

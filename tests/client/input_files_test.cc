@@ -6,6 +6,7 @@
 
 #include "common/limits.h"
 #include "tests/support/status_matchers.h"
+#include "tests/support/temp_dir.h"
 
 namespace conclave {
 namespace {
@@ -101,12 +102,12 @@ TEST(ParseIdsTest, ReadsListsAndRefusesOtherWords) {
 }
 
 TEST(ReadInputTest, ReadsFilesWithinTheLimit) {
-  const std::string path = testing::TempDir() + "/read_input_test";
-  std::ofstream(path) << "some\ntext";
+  const TempDir dir;
+  const std::string path = dir.Write("input", "some\ntext");
   EXPECT_EQ(*ReadInput(path), "some\ntext");
   EXPECT_THAT(ReadInput(path + ".missing"),
               StatusIs(absl::StatusCode::kNotFound, HasSubstr(path + ".missing")));
-  std::ofstream(path) << std::string(limits::kMaxPromptBytes + 1, 'x');
+  dir.Write("input", std::string(limits::kMaxPromptBytes + 1, 'x'));
   EXPECT_THAT(ReadInput(path), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(path)));
 }
 

@@ -16,6 +16,7 @@
 #include "tests/support/status_matchers.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
+#include "tests/support/temp_dir.h"
 
 namespace conclave {
 namespace {
@@ -25,16 +26,6 @@ using testing::HasSubstr;
 
 class SynthCommandTest : public testing::Test {
  protected:
-  SynthCommandTest() {
-    std::string pattern = std::filesystem::temp_directory_path() / "conclave_synth_XXXXXX";
-    EXPECT_NE(mkdtemp(pattern.data()), nullptr);
-    dir_ = pattern;
-  }
-  ~SynthCommandTest() override {
-    std::error_code ignored;
-    std::filesystem::remove_all(dir_, ignored);
-  }
-
   absl::Status Run(const std::string& config_name, int num_layers) {
     return RunSynth({config_name, num_layers, out_dir(), /*seed=*/3},
                     [this](int64_t done, int64_t total) {
@@ -42,9 +33,9 @@ class SynthCommandTest : public testing::Test {
                       total_ = total;
                     });
   }
-  std::string out_dir() const { return dir_ + "/out"; }
+  std::string out_dir() const { return dir_.File("out"); }
 
-  std::string dir_;
+  const TempDir dir_;
   int64_t done_ = -1, total_ = -2;
 };
 
@@ -98,9 +89,9 @@ TEST_F(SynthCommandTest, TinyTokenizerServesText) {
 // Of the whole vocabulary without the gigabytes of an embedding that go with it.
 TEST_F(SynthCommandTest, RealSizedTokenizerServesText) {
   ASSERT_OK_AND_ASSIGN(const SyntheticTokenizer tokenizer, MakeSyntheticTokenizer(151936));
-  std::ofstream(dir_ + "/tokenizer.json") << tokenizer.tokenizer_json;
-  std::ofstream(dir_ + "/tokenizer_config.json") << tokenizer.tokenizer_config_json;
-  ExpectServesText(dir_, 151644);
+  dir_.Write("tokenizer.json", tokenizer.tokenizer_json);
+  dir_.Write("tokenizer_config.json", tokenizer.tokenizer_config_json);
+  ExpectServesText(dir_.path(), 151644);
 }
 
 }  // namespace

@@ -14,39 +14,9 @@
 #include <vector>
 
 #include "model/safetensors_header.h"
+#include "tests/support/temp_dir.h"
 
 namespace conclave {
-
-// A directory that is gone with the test.
-class TempDir {
- public:
-  TempDir() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "conclave_model_XXXXXX");
-    const char* made = mkdtemp(pattern.data());
-    EXPECT_NE(made, nullptr) << pattern;
-    path_ = pattern;
-  }
-  ~TempDir() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TempDir(const TempDir&) = delete;
-  TempDir& operator=(const TempDir&) = delete;
-
-  const std::string& path() const { return path_; }
-  std::string File(const std::string& name) const { return path_ + "/" + name; }
-  // Writes the file and returns its path. Removed first: file systems flush a file that is cut to
-  // nothing and written anew, which costs milliseconds.
-  std::string Write(const std::string& name, const std::string& bytes) const {
-    std::error_code ignored;
-    std::filesystem::remove(File(name), ignored);
-    std::ofstream(File(name), std::ios::binary) << bytes;
-    return File(name);
-  }
-
- private:
-  std::string path_;
-};
 
 inline std::string ReadBytes(const std::string& path) {
   std::ifstream file(path, std::ios::binary);

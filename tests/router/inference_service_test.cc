@@ -289,7 +289,9 @@ TEST(InferenceService, DeadlinesReachTheWorker) {
   FakeWorker worker;
   worker.PauseAfter(2);
   TestRouter router({&worker});
-  auto call = StartChat(router, UserSays("hi"), absl::Milliseconds(300));
+  router.Cluster();  // connects: the call below takes no longer than its way
+  auto call = StartChat(router, UserSays("hi"), absl::Seconds(1));
+  ASSERT_TRUE(worker.WaitForPaused());
   EXPECT_THAT(ReadAll(*call).status, StatusIs(absl::StatusCode::kDeadlineExceeded));
   EXPECT_TRUE(worker.WaitForIdle());
   EXPECT_TRUE(Eventually([&] { return router.engine().inflight() == 0; }));

@@ -14,6 +14,7 @@
 #include "rpc/channel.h"
 #include "tests/router/test_router.h"
 #include "tests/support/status_matchers.h"
+#include "tests/support/temp_dir.h"
 
 namespace conclave {
 namespace {
@@ -24,7 +25,7 @@ using ::testing::HasSubstr;
 class Process {
  public:
   explicit Process(const std::vector<std::string>& flags)
-      : stderr_path_(absl::StrCat(testing::TempDir(), "/router_stderr_", getpid())) {
+      : stderr_path_(dir_.File("stderr")) {
     std::vector<std::string> words = {std::string(CONCLAVE_BIN_DIR) + "/conclave-router"};
     words.insert(words.end(), flags.begin(), flags.end());
     std::vector<char*> argv;
@@ -51,7 +52,6 @@ class Process {
       waitpid(pid_, nullptr, 0);
     }
     fclose(stdout_);
-    unlink(stderr_path_.c_str());
   }
 
   // The next line; empty at the end.
@@ -79,6 +79,7 @@ class Process {
   }
 
  private:
+  const TempDir dir_;
   const std::string stderr_path_;
   pid_t pid_ = -1;
   FILE* stdout_ = nullptr;

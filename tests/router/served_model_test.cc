@@ -6,6 +6,7 @@
 
 #include "tests/router/test_model.h"
 #include "tests/support/status_matchers.h"
+#include "tests/support/temp_dir.h"
 
 namespace conclave {
 namespace {
@@ -16,15 +17,13 @@ using ::testing::HasSubstr;
 // A copy of the test model without its weights, for a test to break.
 class ServedModelTest : public testing::Test {
  protected:
-  ServedModelTest() : dir_(testing::TempDir() + "/served model") {
-    std::filesystem::remove_all(dir_);
+  ServedModelTest() {
     std::filesystem::create_directory(dir_);
     for (const char* name :
          {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}) {
       std::filesystem::copy(TestModelDir() + "/" + name, dir_ + "/" + name);
     }
   }
-  ~ServedModelTest() override { std::filesystem::remove_all(dir_); }
 
   void Write(const std::string& name, const std::string& text) {
     std::ofstream(dir_ + "/" + name) << text;
@@ -35,7 +34,8 @@ class ServedModelTest : public testing::Test {
     options.chat_template = chat_template;
     return LoadServedModel(options);
   }
-  const std::string dir_;
+  const TempDir parent_;
+  const std::string dir_ = parent_.File("served model");
 };
 
 TEST_F(ServedModelTest, ReadsWhatItNeeds) {

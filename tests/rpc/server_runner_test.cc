@@ -16,6 +16,7 @@
 #include "rpc/grpc_status.h"
 #include "tests/rpc/test_certificate.h"
 #include "tests/support/status_matchers.h"
+#include "tests/support/temp_dir.h"
 
 namespace conclave {
 namespace {
@@ -125,7 +126,8 @@ TEST(ServerRunner, PicksAPortAndServes) {
 
 TEST(ServerRunner, ServesOnAUnixSocket) {
   TestService service;
-  const std::string target = absl::StrCat("unix:", testing::TempDir(), "/conclave-", getpid());
+  const TempDir dir;
+  const std::string target = absl::StrCat("unix:", dir.File("socket"));
   ASSERT_OK_AND_ASSIGN(const auto server, StartServer(&service, target));
   EXPECT_EQ(server->address(), target);
   EXPECT_EQ(server->port(), 0);
@@ -250,7 +252,8 @@ TEST(RetryAfter, ReachesTheClient) {
 }
 
 TEST(Tls, OnlyThoseWhoTrustTheCertificateGetThrough) {
-  const std::string prefix = absl::StrCat(testing::TempDir(), "/conclave-tls-", getpid());
+  const TempDir dir;
+  const std::string prefix = dir.File("tls");
   WriteTestCertificate(prefix + ".crt", prefix + ".key");
   TestService service;
   ServerOptions options;
@@ -265,8 +268,6 @@ TEST(Tls, OnlyThoseWhoTrustTheCertificateGetThrough) {
   EXPECT_OK(CallDescribe(channel));
   EXPECT_THAT(CallDescribe(MakeChannel(server->address()), /*wait_for_ready=*/false),
               StatusIs(absl::StatusCode::kUnavailable));
-  std::remove((prefix + ".crt").c_str());
-  std::remove((prefix + ".key").c_str());
 }
 
 TEST(Tls, BadFilesAreRefused) {

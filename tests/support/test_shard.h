@@ -16,6 +16,7 @@
 #include "model/synthetic.h"
 #include "rpc/server_runner.h"
 #include "tests/support/status_matchers.h"
+#include "tests/support/temp_dir.h"
 
 namespace conclave {
 
@@ -23,9 +24,6 @@ namespace conclave {
 class TestModel {
  public:
   explicit TestModel(const Qwen3Config& config, uint64_t seed = 1) : config_(config) {
-    std::string pattern = testing::TempDir() + "/conclave-shard-XXXXXX";
-    CHECK(mkdtemp(pattern.data()) != nullptr) << pattern;
-    parent_ = pattern;
     SyntheticOptions options;
     options.seed = seed;
     const absl::Status written = WriteSyntheticCheckpoint(config, dir(), options);
@@ -37,11 +35,10 @@ class TestModel {
     CHECK(fingerprint.ok()) << fingerprint.status();
     fingerprint_ = *std::move(fingerprint);
   }
-  ~TestModel() { std::filesystem::remove_all(parent_); }
   TestModel(const TestModel&) = delete;
   TestModel& operator=(const TestModel&) = delete;
 
-  std::string dir() const { return parent_ + "/model"; }
+  std::string dir() const { return parent_.File("model"); }
   const Qwen3Config& config() const { return config_; }
   const Checkpoint& checkpoint() const { return *checkpoint_; }
   const std::string& fingerprint() const { return fingerprint_; }
@@ -60,7 +57,7 @@ class TestModel {
 
  private:
   const Qwen3Config config_;
-  std::string parent_;
+  const TempDir parent_;
   std::unique_ptr<Checkpoint> checkpoint_;
   std::string fingerprint_;
   ThreadPool pool_{2};

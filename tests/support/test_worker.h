@@ -13,23 +13,10 @@
 #include "common/metrics.h"
 #include "model/synthetic.h"
 #include "tests/support/status_matchers.h"
+#include "tests/support/temp_dir.h"
 #include "worker/worker_runtime.h"
 
 namespace conclave {
-
-// A directory under the test's temporary one, removed at the end.
-class TempDir {
- public:
-  TempDir() {
-    std::string pattern = testing::TempDir() + "/conclave-XXXXXX";
-    path_ = mkdtemp(pattern.data());
-  }
-  ~TempDir() { std::filesystem::remove_all(path_); }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
 
 // Collects one request's events, for tests to wait on.
 class CollectingSink : public TokenSink {

@@ -11,6 +11,7 @@
 #include "tests/support/status_matchers.h"
 #include "tests/text/text_test_data.h"
 #include "text/thinking_mode.h"
+#include "tests/support/temp_dir.h"
 
 namespace conclave {
 namespace {
@@ -146,16 +147,8 @@ const char kThinkingPart[] = "{%- if '</think>' in message.content %}{%- endif %
 
 class TemplateDetectorTest : public testing::Test {
  protected:
-  TemplateDetectorTest()
-      : dir_(std::filesystem::temp_directory_path() /
-             ("conclave_template_test_" + std::to_string(getpid()))) {
-    std::filesystem::create_directories(dir_);
-  }
-  ~TemplateDetectorTest() override { std::filesystem::remove_all(dir_); }
-  void Write(const std::string& name, const std::string& text) {
-    std::ofstream(dir_ / name) << text;
-  }
-  std::filesystem::path dir_;
+  void Write(const std::string& name, const std::string& text) { dir_.Write(name, text); }
+  const TempDir dir_;
 };
 
 TEST_F(TemplateDetectorTest, KnowsTheReleasedTemplateWhateverItsLineEnds) {
@@ -167,7 +160,7 @@ TEST_F(TemplateDetectorTest, KnowsTheReleasedTemplateWhateverItsLineEnds) {
     jinja.replace(at, 1, "\r\n");
   }
   Write("chat_template.jinja", jinja);
-  ASSERT_OK_AND_ASSIGN(kind, DetectTemplate(dir_.string()));
+  ASSERT_OK_AND_ASSIGN(kind, DetectTemplate(dir_.path()));
   EXPECT_EQ(kind, TemplateKind::kQwen3);
   // One changed word, and it is no longer known.
   jinja.replace(jinja.find("You may call"), 12, "You must call");
@@ -200,23 +193,23 @@ TEST_F(TemplateDetectorTest, RefusesOthersAndNamesTheFlag) {
         << jinja;
   }
   Write("chat_template.jinja", unknown[1]);
-  EXPECT_THAT(DetectTemplate(dir_.string()),
+  EXPECT_THAT(DetectTemplate(dir_.path()),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("chat_template.jinja")));
 }
 
 TEST_F(TemplateDetectorTest, ReadsTheConfigInAllItsForms) {
-  EXPECT_THAT(DetectTemplate(dir_.string()), StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_THAT(DetectTemplate(dir_.path()), StatusIs(absl::StatusCode::kNotFound));
   const std::string instruct = JulyTemplate("", "<|im_start|>assistant\\n");
   nlohmann::json config = {{"chat_template", instruct}};
   Write("tokenizer_config.json", config.dump());
-  EXPECT_EQ(*DetectTemplate(dir_.string()), TemplateKind::kInstruct2507);
+  EXPECT_EQ(*DetectTemplate(dir_.path()), TemplateKind::kInstruct2507);
   config["chat_template"] = {{{"name", "tool_use"}, {"template", "x"}},
                              {{"name", "default"}, {"template", instruct}}};
   Write("tokenizer_config.json", config.dump());
-  EXPECT_EQ(*DetectTemplate(dir_.string()), TemplateKind::kInstruct2507);
+  EXPECT_EQ(*DetectTemplate(dir_.path()), TemplateKind::kInstruct2507);
   // The file of its own goes first.
   Write("chat_template.jinja", JulyTemplate(kThinkingPart, "<|im_start|>assistant\\n<think>\\n"));
-  EXPECT_EQ(*DetectTemplate(dir_.string()), TemplateKind::kThinking2507);
+  EXPECT_EQ(*DetectTemplate(dir_.path()), TemplateKind::kThinking2507);
 }
 
 TEST_F(TemplateDetectorTest, RefusesABrokenConfig) {
@@ -225,12 +218,12 @@ TEST_F(TemplateDetectorTest, RefusesABrokenConfig) {
                            "{\"chat_template\": [{\"name\": \"x\", \"template\": \"y\"}]}",
                            "{\"chat_template\": []}"}) {
     Write("tokenizer_config.json", text);
-    EXPECT_THAT(DetectTemplate(dir_.string()),
+    EXPECT_THAT(DetectTemplate(dir_.path()),
                 StatusIs(absl::StatusCode::kDataLoss, HasSubstr("tokenizer_config.json")))
         << text;
   }
   Write("tokenizer_config.json", "{\"chat_template\": null}");
-  EXPECT_THAT(DetectTemplate(dir_.string()),
+  EXPECT_THAT(DetectTemplate(dir_.path()),
               StatusIs(absl::StatusCode::kNotFound, HasSubstr("--chat_template=qwen3")));
 }
 

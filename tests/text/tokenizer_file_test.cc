@@ -12,6 +12,7 @@
 #include "tests/text/text_test_data.h"
 #include "text/pretokenizer.h"
 #include "text/utf8.h"
+#include "tests/support/temp_dir.h"
 
 namespace conclave {
 namespace {
@@ -23,13 +24,6 @@ using testing::HasSubstr;
 
 class TokenizerFileTest : public testing::Test {
  protected:
-  TokenizerFileTest()
-      : dir_(std::filesystem::temp_directory_path() /
-             ("conclave_tokenizer_file_test_" + std::to_string(getpid()))) {
-    std::filesystem::create_directories(dir_);
-  }
-  ~TokenizerFileTest() override { std::filesystem::remove_all(dir_); }
-
   // A tokenizer with the 256 bytes as ids 0..255 and three merges, whose ids are not in order of
   // rank: "ab" is 257, "bc" is 256, "abc" is 258; and two added tokens.
   static json SmallTokenizer() {
@@ -71,14 +65,14 @@ class TokenizerFileTest : public testing::Test {
     };
   }
 
-  void Write(const std::string& text) { std::ofstream(dir_ / "tokenizer.json") << text; }
+  void Write(const std::string& text) { dir_.Write("tokenizer.json", text); }
   absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const json& root) {
     Write(root.dump());
-    return Tokenizer::Load(dir_.string());
+    return Tokenizer::Load(dir_.path());
   }
-  std::string path() const { return (dir_ / "tokenizer.json").string(); }
+  std::string path() const { return dir_.File("tokenizer.json"); }
 
-  std::filesystem::path dir_;
+  const TempDir dir_;
 };
 
 TEST_F(TokenizerFileTest, LoadsASmallTokenizer) {
@@ -194,7 +188,7 @@ TEST_F(TokenizerFileTest, RefusesWhatIsNoJson) {
   const std::string whole = SmallTokenizer().dump();
   for (size_t size = 0; size < whole.size(); size += 97) {  // cut short anywhere
     Write(whole.substr(0, size));
-    EXPECT_THAT(Tokenizer::Load(dir_.string()),
+    EXPECT_THAT(Tokenizer::Load(dir_.path()),
                 StatusIs(absl::StatusCode::kDataLoss, HasSubstr(path())));
   }
   Write("{\"model\": \"\xFF\"}");
@@ -204,10 +198,10 @@ TEST_F(TokenizerFileTest, RefusesWhatIsNoJson) {
 }
 
 TEST_F(TokenizerFileTest, NeedsTheFile) {
-  EXPECT_THAT(Tokenizer::Load(dir_.string()),
+  EXPECT_THAT(Tokenizer::Load(dir_.path()),
               StatusIs(absl::StatusCode::kNotFound, HasSubstr(path())));
-  std::filesystem::create_directory(dir_ / "tokenizer.json");  // a folder
-  EXPECT_THAT(Tokenizer::Load(dir_.string()), StatusIs(absl::StatusCode::kDataLoss));
+  std::filesystem::create_directory(dir_.File("tokenizer.json"));  // a folder
+  EXPECT_THAT(Tokenizer::Load(dir_.path()), StatusIs(absl::StatusCode::kDataLoss));
 }
 
 }  // namespace

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 
 def tensors(network) -> dict[str, torch.Tensor]:
@@ -33,6 +33,27 @@ def tensors(network) -> dict[str, torch.Tensor]:
             named[f"{prefix}.mlp.experts.{e}.up_proj.weight"] = up
             named[f"{prefix}.mlp.experts.{e}.down_proj.weight"] = layer.down_proj[e]
     return {name: tensor.detach().bfloat16().contiguous().clone() for name, tensor in named.items()}
+
+
+@torch.no_grad()
+def read_checkpoint(network, folder: Path) -> None:
+    """Fills `network` with a checkpoint that write_checkpoint wrote: the inverse of tensors()."""
+    named, c = load_file(folder / "model.safetensors"), network.c
+    network.embed_tokens.copy_(named["model.embed_tokens.weight"])
+    network.norm.copy_(named["model.norm.weight"])
+    for n, layer in enumerate(network.layers):
+        get = lambda name: named[f"model.layers.{n}.{name}.weight"].float()
+        layer.qkv_proj.copy_(torch.cat([get(f"self_attn.{name}_proj") for name in "qkv"]))
+        layer.o_proj.copy_(get("self_attn.o_proj"))
+        layer.gate.copy_(get("mlp.gate"))
+        for name in ("q_norm", "k_norm"):
+            getattr(layer, name).copy_(get(f"self_attn.{name}"))
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            getattr(layer, name).copy_(get(name))
+        for e in range(c.num_experts):
+            expert = f"mlp.experts.{e}"
+            layer.gate_up_proj[e].copy_(torch.cat([get(f"{expert}.gate_proj"), get(f"{expert}.up_proj")]))
+            layer.down_proj[e].copy_(get(f"{expert}.down_proj"))
 
 
 def write_checkpoint(network, tokenizer, folder: Path) -> None:

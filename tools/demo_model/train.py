@@ -47,7 +47,8 @@ def parse_args():
     parser.add_argument("--merges", type=int, default=980)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2, help="data-parallel, one thread each")
-    parser.add_argument("--resume", type=Path, help="state of an earlier run to go on from")
+    parser.add_argument("--resume", type=Path, 
+                        help="go on from an earlier run: its state, or the folder of its checkpoint")
     parser.add_argument("--state", type=Path, help="where to keep the FP32 training weights")
     parser.add_argument("--port", type=int, default=29531, help="where the processes meet")
     parser.add_argument("--no_compile", action="store_true")
@@ -142,7 +143,9 @@ def run(rank: int, args, tokenizer_text: str) -> None:
         tokenizer_builder.save(tokenizer, args.out, config.max_position_embeddings)
         print(f"vocabulary {tokenizer.get_vocab_size()}", flush=True)
     network = demo_model.DemoModel(config)
-    if args.resume:
+    if args.resume and args.resume.is_dir():
+        export.read_checkpoint(network, args.resume)
+    elif args.resume:
         network.load_state_dict(torch.load(args.resume)["weights"])
     progress_batches = held_out_batches(tokenizer)
     if not args.no_compile:
@@ -187,7 +190,8 @@ def main() -> None:
     args = parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.resume:
-        tokenizer = Tokenizer.from_file(str(args.out / "tokenizer.json"))
+        folder = args.resume if args.resume.is_dir() else args.out
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     else:
         tokenizer = tokenizer_builder.build(args.merges)
     mp.spawn(run, (args, tokenizer.to_str()), nprocs=args.processes)
