@@ -1,7 +1,11 @@
 #include "rpc/channel.h"
 
+#include <grpcpp/client_context.h>
 #include <grpcpp/create_channel.h>
+#include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/security/credentials.h>
+#include <grpcpp/support/byte_buffer.h>
+#include <grpcpp/support/client_callback.h>
 
 #include <utility>
 
@@ -30,6 +34,33 @@ grpc::ChannelArguments MakeArguments(Traffic traffic) {
   return arguments;
 }
 
+// gRPC runs callbacks on threads that live while a channel or a server uses them; the last user
+// joins them as it goes. A call holds its channel, so that the last user may be a call that ends on
+// one of those very threads, and the process then aborts (gRPC 1.51). The call made here, which is
+// never started, uses them for ever.
+void KeepCallbackThreads() {
+  struct IdleCall {
+    grpc::ClientContext context;
+    grpc::ByteBuffer request, response;
+    grpc::ClientUnaryReactor reactor;
+  };
+  [[maybe_unused]] static const IdleCall* const idle = [] {
+    auto* call = new IdleCall;
+    grpc::GenericStub stub(
+        grpc::CreateChannel("unix:/nonexistent", grpc::InsecureChannelCredentials()));
+    stub.PrepareUnaryCall(&call->context, "/idle", {}, &call->request, &call->response,
+                          &call->reactor);
+    return call;
+  }();
+}
+
+std::shared_ptr<grpc::Channel> MakeChannelWith(
+    const std::string& target, const std::shared_ptr<grpc::ChannelCredentials>& credentials,
+    Traffic traffic) {
+  KeepCallbackThreads();
+  return grpc::CreateCustomChannel(target, credentials, MakeArguments(traffic));
+}
+
 }  // namespace
 
 std::vector<std::pair<std::string, int>> TrafficArguments(Traffic traffic) {
@@ -42,8 +73,7 @@ std::vector<std::pair<std::string, int>> TrafficArguments(Traffic traffic) {
 }
 
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& target, Traffic traffic) {
-  return grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(),
-                                   MakeArguments(traffic));
+  return MakeChannelWith(target, grpc::InsecureChannelCredentials(), traffic);
 }
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(const std::string& target,
@@ -51,8 +81,7 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(const std::string& ta
   if (options.tls_ca_file.empty()) return MakeChannel(target, options.traffic);
   grpc::SslCredentialsOptions tls;
   ASSIGN_OR_RETURN(tls.pem_root_certs, ReadPemFile(options.tls_ca_file));
-  return grpc::CreateCustomChannel(target, grpc::SslCredentials(tls),
-                                   MakeArguments(options.traffic));
+  return MakeChannelWith(target, grpc::SslCredentials(tls), options.traffic);
 }
 
 }  // namespace conclave
