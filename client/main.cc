@@ -79,7 +79,7 @@ Command AddUp(CLI::App* app) {
       ->check(CLI::Range(0, 65535))
       ->capture_default_str();
   up->add_option("--http_port", options->http_port,
-                 "HTTP port of the router, with /metrics; 0: any free one")
+                 "HTTP port of the router: OpenAI's API and /metrics; 0: any free one")
       ->check(CLI::Range(0, 65535))
       ->capture_default_str();
   up->add_option("--threads", options->threads,

@@ -37,6 +37,9 @@ absl::StatusOr<ServerEvent> ParseServerEvent(absl::string_view line) {
   if (object["event"] != "listening") return NotAnEvent(line);
   RETURN_IF_ERROR(ReadAddress(object, "grpc", line, &event.grpc, &event.grpc_port));
   RETURN_IF_ERROR(ReadAddress(object, "metrics", line, &event.metrics, &event.metrics_port));
+  if (object.contains("http")) {
+    RETURN_IF_ERROR(ReadAddress(object, "http", line, &event.http, &event.http_port));
+  }
   return event;
 }
 

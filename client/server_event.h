@@ -19,9 +19,12 @@ struct ServerEvent {
   int grpc_port = 0;
   std::string metrics;  // "127.0.0.1:40001"
   int metrics_port = 0;
+  std::string http;  // of an HTTP API; empty: it has none
+  int http_port = 0;
 };
 
-// Reads {"event":"listening","grpc":"host:port","metrics":"host:port"} or {"event":"ready"}.
+// Reads {"event":"listening","grpc":"host:port","metrics":"host:port"}, perhaps with "http" too, or
+// {"event":"ready"}.
 // InvalidArgument for anything else.
 absl::StatusOr<ServerEvent> ParseServerEvent(absl::string_view line);
 

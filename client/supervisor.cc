@@ -159,7 +159,7 @@ absl::Status Supervisor::Start(Process& process) {
   const ProcessSpec& spec = process.spec;
   std::vector<std::string> argv = spec.argv;
   argv.insert(argv.end(), {"--listen", absl::StrCat(spec.host, ":", spec.grpc_port)});
-  argv.insert(argv.end(), {"--metrics_listen", absl::StrCat(spec.host, ":", spec.metrics_port)});
+  argv.insert(argv.end(), {spec.http_flag, absl::StrCat(spec.host, ":", spec.http_port)});
   const std::string& targets_flag = options_.tiers[process.tier].targets_flag;
   if (!targets_flag.empty()) {
     argv.insert(argv.end(), {targets_flag, Targets(process.tier - 1)});
@@ -228,10 +228,13 @@ void Supervisor::HandleEventLine(Process& process, const std::string& line) {
     return;
   }
   process.spec.grpc_port = event->grpc_port;
-  process.spec.metrics_port = event->metrics_port;
+  process.spec.http_port = event->metrics_port;
   if (!std::exchange(process.known, true)) {
-    out_ << absl::StreamFormat("%-9s gRPC %s   metrics http://%s/metrics   pid %d",
-                               process.spec.name, event->grpc, event->metrics, process.child->pid())
+    const std::string http =
+        event->http.empty() ? "" : absl::StrCat("   HTTP http://", event->http, "/v1");
+    out_ << absl::StreamFormat("%-9s gRPC %s%s   metrics http://%s/metrics   pid %d",
+                               process.spec.name, event->grpc, http, event->metrics,
+                               process.child->pid())
          << std::endl;
   }
 }

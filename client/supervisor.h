@@ -16,14 +16,15 @@
 
 namespace conclave {
 
-// One server to keep running. The supervisor adds --listen, --metrics_listen and its tier's
-// targets to the arguments.
+// One server to keep running. The supervisor adds --listen, `http_flag` and its tier's targets to
+// the arguments.
 struct ProcessSpec {
-  std::string name;                // "shard-0": for people and for the log file
-  std::vector<std::string> argv;   // argv[0] is the program's path
-  std::string host = "127.0.0.1";  // that it listens on
-  int grpc_port = 0;               // 0: any; kept over restarts
-  int metrics_port = 0;
+  std::string name;                            // "shard-0": for people and for the log file
+  std::vector<std::string> argv;               // argv[0] is the program's path
+  std::string host = "127.0.0.1";              // that it listens on
+  int grpc_port = 0;                           // 0: any; kept over restarts
+  std::string http_flag = "--metrics_listen";  // where it serves /metrics, and an API if it has one
+  int http_port = 0;
 };
 
 // Processes that need nothing of each other. They start once those of the tier before listen.

@@ -84,7 +84,8 @@ ProcessTier PlanRouter(const UpOptions& options) {
   if (!options.model_name.empty()) Append(spec.argv, "--model_name", options.model_name);
   spec.host = options.host;
   spec.grpc_port = options.grpc_port;
-  spec.metrics_port = options.http_port;
+  spec.http_flag = "--http_listen";
+  spec.http_port = options.http_port;
   return ProcessTier{.targets_flag = "--workers", .processes = {std::move(spec)}};
 }
 

@@ -51,6 +51,15 @@ inline constexpr int kMaxWorkerAttempts = 4;
 // A request with more text is tokenized outside gRPC's threads: 64 KiB take ~30 ms.
 inline constexpr size_t kMaxInlinePromptBytes = 64 << 10;
 
+// ---- HTTP ----
+// A stream in flight holds one connection, besides those kept alive between requests. Each costs a
+// file descriptor and about 10 KiB.
+inline constexpr int kMaxHttpConnections = 16384;
+inline constexpr size_t kMaxHttpHeaderBytes = 64 << 10;
+// kMaxPromptBytes of text in which JSON may escape every other byte.
+inline constexpr size_t kMaxHttpBodyBytes = 16 << 20;
+inline constexpr int kMaxHttpChoices = 16;  // n of one request: each is a request in flight
+
 // ---- worker ----
 inline constexpr int kDefaultMaxRunningSequences = 256;  // rows of a decode step
 inline constexpr int kDefaultMaxWaitingSequences = 4096;
@@ -89,6 +98,11 @@ inline constexpr absl::Duration kControlDeadline = absl::Seconds(5);
 inline constexpr absl::Duration kDispatchTimeout = absl::Seconds(30);
 // How long a layer waits for a lost shard to return before its requests fail.
 inline constexpr absl::Duration kDefaultShardWait = absl::Seconds(60);
+// Longer than openai-python keeps an idle connection (5 s), so that the client closes first.
+inline constexpr absl::Duration kHttpHeaderTimeout = absl::Seconds(60);
+inline constexpr absl::Duration kHttpBodyTimeout = absl::Seconds(60);
+// A client that reads nothing for so long is gone.
+inline constexpr absl::Duration kHttpWriteTimeout = absl::Minutes(5);
 inline constexpr absl::Duration kDefaultDrainDeadline = absl::Seconds(30);
 
 }  // namespace conclave::limits

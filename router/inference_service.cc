@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/strip.h"
 #include "common/limits.h"
 #include "rpc/grpc_status.h"
 
@@ -52,8 +53,16 @@ class EventWriter final : public grpc::ServerWriteReactor<Event>, public Request
   size_t next_ = 0;
 };
 
-absl::Time Deadline(const grpc::CallbackServerContext& context) {
-  return absl::FromChrono(context.deadline());
+// The API key as HTTP clients send it too: "authorization: Bearer KEY".
+Caller CallerOf(const grpc::CallbackServerContext& context) {
+  Caller caller;
+  caller.deadline = absl::FromChrono(context.deadline());
+  const auto found = context.client_metadata().find("authorization");
+  if (found != context.client_metadata().end()) {
+    absl::string_view value(found->second.data(), found->second.size());
+    if (absl::ConsumePrefix(&value, "Bearer ")) caller.api_key = std::string(value);
+  }
+  return caller;
 }
 
 }  // namespace
@@ -61,14 +70,14 @@ absl::Time Deadline(const grpc::CallbackServerContext& context) {
 grpc::ServerWriteReactor<v1::ChatEvent>* InferenceService::Chat(
     grpc::CallbackServerContext* context, const v1::ChatRequest* request) {
   auto* writer = new EventWriter<v1::ChatEvent>(context);
-  writer->Begin(engine_->Chat(*request, Deadline(*context), writer));
+  writer->Begin(engine_->Chat(*request, CallerOf(*context), writer));
   return writer;
 }
 
 grpc::ServerWriteReactor<v1::GenerateEvent>* InferenceService::Generate(
     grpc::CallbackServerContext* context, const v1::GenerateRequest* request) {
   auto* writer = new EventWriter<v1::GenerateEvent>(context);
-  writer->Begin(engine_->Generate(*request, Deadline(*context), writer));
+  writer->Begin(engine_->Generate(*request, CallerOf(*context), writer));
   return writer;
 }
 

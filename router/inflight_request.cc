@@ -176,9 +176,13 @@ void InflightRequest::Control(const v1::ControlRequest& request, TokenSource::Do
     case v1::ControlRequest::kFinishThinking:
       action.set_finish_thinking(true);
       break;
-    case v1::ControlRequest::kSetThinkingBudget:
-      action.set_set_thinking_budget(request.set_thinking_budget());
+    case v1::ControlRequest::kSetThinkingBudget: {
+      const int64_t asked = request.set_thinking_budget();
+      const int64_t ceiling = info_.budget_ceiling;
+      action.set_set_thinking_budget(ceiling >= 0 && (asked < 0 || asked > ceiling) ? ceiling
+                                                                                    : asked);
       break;
+    }
     case v1::ControlRequest::ACTION_NOT_SET:
       return done(absl::InvalidArgumentError("action is not set"));
   }

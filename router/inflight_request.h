@@ -31,6 +31,7 @@ class InflightRequest final : public RequestHandle,
     std::string model;
     absl::Time arrival;
     absl::Time deadline;
+    int64_t budget_ceiling;  // of thinking, for Control too; -1: none
   };
   InflightRequest(Info info, std::unique_ptr<RequestEvents> events, RouterMetrics* metrics);
   ~InflightRequest() override;

@@ -1,5 +1,7 @@
 // conclave-router: the door of the cluster. See router/request_engine.h for what it does.
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <iostream>
 #include <memory>
@@ -16,6 +18,8 @@
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/status_macros.h"
+#include "router/http_gateway.h"
+#include "router/http_server.h"
 #include "router/inference_service.h"
 #include "router/request_engine.h"
 #include "router/router_metrics.h"
@@ -31,21 +35,31 @@ namespace {
 
 struct Flags {
   std::string listen = "0.0.0.0:50050";
-  std::string metrics_listen = "127.0.0.1:0";
+  std::string http_listen = "127.0.0.1:0";
   std::string log_level = "info";
   std::string default_mode = "thinking";
   double drain_seconds = absl::ToDoubleSeconds(limits::kDefaultDrainDeadline);
   double failover_wait_seconds = 30;
+  std::string budget_ceilings_file;
   ServedModelOptions model;
   WorkerPoolOptions pool;
   RequestEngineOptions engine;
+  HttpServerOptions http;
+  HttpGatewayOptions gateway;
 };
 
 void DefineFlags(CLI::App& app, Flags* flags) {
   app.add_option("--listen", flags->listen, "gRPC HOST:PORT; port 0 picks a free one")
       ->capture_default_str();
-  app.add_option("--metrics_listen", flags->metrics_listen, "Prometheus HOST:PORT")
+  app.add_option("--http_listen", flags->http_listen,
+                 "HTTP HOST:PORT: OpenAI's API and /metrics; port 0 picks a free one")
       ->capture_default_str();
+  app.add_option("--http_threads", flags->http.threads,
+                 "Threads that read and write HTTP; streams that wait need none")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
+  app.add_option("--http_cors_origin", flags->gateway.cors_origin,
+                 "Origin of web pages that may use the API; * for all (default: none)");
   app.add_option("--model", flags->model.model_dir,
                  "Directory with tokenizer.json, tokenizer_config.json, config.json and "
                  "generation_config.json; weights are not read")
@@ -69,6 +83,17 @@ void DefineFlags(CLI::App& app, Flags* flags) {
   app.add_option("--prompt_threads", flags->engine.prompt_threads,
                  "Threads that tokenize large prompts")
       ->check(CLI::Range(1, 64))
+      ->capture_default_str();
+  app.add_option("--budget_ceilings", flags->budget_ceilings_file,
+                 "JSON file of thinking budget ceilings by API key: "
+                 "{\"default\": N, \"keys\": {\"KEY\": N}}, tokens, -1 for no limit");
+  app.add_option("--adaptive_budget_queue", flags->engine.budgets.adaptive_queue,
+                 "Requests waiting per worker past which new thinking budgets shrink; 0: never")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  app.add_option("--adaptive_budget_floor", flags->engine.budgets.adaptive_floor,
+                 "Tokens of a thinking budget that a queue takes nothing from")
+      ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
   app.add_option("--failover_wait_seconds", flags->failover_wait_seconds,
                  "How long a request that lost its worker waits for one")
@@ -115,21 +140,42 @@ class Readiness {
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
-// Requests in flight go on and can be controlled; then the server stops.
-void Drain(const Flags& flags, RequestEngine& engine, ServerRunner& server) {
+// A stream holds a file descriptor, and most systems give a process 1,024 unless it asks. Returns
+// how many connections of HTTP fit, with a quarter left for everything else.
+int AllowFiles() {
+  rlimit files = {};
+  if (getrlimit(RLIMIT_NOFILE, &files) != 0) return limits::kMaxHttpConnections;
+  constexpr rlim_t kWanted = 2 * limits::kMaxHttpConnections;
+  if (files.rlim_cur < kWanted) {
+    files.rlim_cur = std::min(files.rlim_max, kWanted);
+    setrlimit(RLIMIT_NOFILE, &files);
+  }
+  return static_cast<int>(
+      std::min<rlim_t>(limits::kMaxHttpConnections, files.rlim_cur - files.rlim_cur / 4));
+}
+
+// Requests in flight go on and can be controlled; then the servers stop.
+void Drain(const Flags& flags, RequestEngine& engine, HttpServer& http, ServerRunner& server) {
   const absl::Time deadline = absl::Now() + absl::Seconds(flags.drain_seconds);
   LOG_INFO("draining {} requests", engine.inflight());
   engine.BeginDrain();
   if (!engine.WaitIdle(deadline)) {
     LOG_WARNING("drain deadline passed, cancelling {} requests", engine.inflight());
   }
-  server.DrainAndStop(std::max(absl::Milliseconds(100), deadline - absl::Now()));
+  const auto left = [deadline] {
+    return std::max(absl::Milliseconds(100), deadline - absl::Now());
+  };
+  http.DrainAndStop(left());
+  server.DrainAndStop(left());
 }
 
 absl::Status Run(Flags flags) {
   RETURN_IF_ERROR(InitLog("router", flags.log_level));
   RETURN_IF_ERROR(CheckTargets(flags.pool.targets));
-  ASSIGN_OR_RETURN(const HostPort metrics_listen, ParseHostPort(flags.metrics_listen));
+  ASSIGN_OR_RETURN(const HostPort http_listen, ParseHostPort(flags.http_listen));
+  if (!flags.budget_ceilings_file.empty()) {
+    ASSIGN_OR_RETURN(flags.engine.budgets.ceilings, LoadBudgetCeilings(flags.budget_ceilings_file));
+  }
   flags.engine.tokens.failover_wait = absl::Seconds(flags.failover_wait_seconds);
   flags.model.default_mode =
       flags.default_mode == "off" ? ThinkingMode::kOff : ThinkingMode::kThinking;
@@ -137,8 +183,7 @@ absl::Status Run(Flags flags) {
 
   Metrics metrics;
   RouterMetrics router_metrics(&metrics);
-  ASSIGN_OR_RETURN(const int metrics_port, metrics.Serve(metrics_listen.host, metrics_listen.port));
-  // Small files: a second or so. The port is bound after them, for nothing can be answered before.
+  // Small files: a second or so. Ports are bound after them, for nothing can be answered before.
   ASSIGN_OR_RETURN(const std::unique_ptr<ServedModel> model, LoadServedModel(flags.model));
   LOG_INFO("model {} of {}, template {}, {} ids, context {}", model->name, flags.model.model_dir,
            std::string(ChatTemplateName(model->template_kind)), model->vocabulary().size(),
@@ -153,14 +198,21 @@ absl::Status Run(Flags flags) {
   server_options.listen = flags.listen;
   server_options.services = {&service};
   ASSIGN_OR_RETURN(const std::unique_ptr<ServerRunner> server, ServerRunner::Start(server_options));
-  PrintListening({{"grpc", server->address()},
-                  {"metrics", FormatHostPort(metrics_listen.host, metrics_port)}});
+  flags.http.host = http_listen.host;
+  flags.http.port = http_listen.port;
+  flags.http.max_connections = AllowFiles();
+  flags.http.handler =
+      std::make_shared<HttpGateway>(model.get(), &engine, &router_metrics, &metrics, flags.gateway)
+          ->Handler();
+  ASSIGN_OR_RETURN(const std::unique_ptr<HttpServer> http, HttpServer::Start(flags.http));
+  const std::string http_address = FormatHostPort(http_listen.host, http->port());
+  PrintListening({{"grpc", server->address()}, {"http", http_address}, {"metrics", http_address}});
   // Serving means that a worker can take a request; one that is lost later is waited for.
   const auto readiness = std::make_shared<Readiness>(server.get());
   pool.OnFirstReady([readiness] { readiness->Announce(); });
   signals.Wait();
   readiness->Close();
-  Drain(flags, engine, *server);
+  Drain(flags, engine, *http, *server);
   return absl::OkStatus();
 }
 

@@ -13,13 +13,7 @@
 
 namespace conclave {
 
-const char kDefaultEarlyStopText[] =
-    "\n\nConsidering the limited time by the user, I have to give the solution based on the "
-    "thinking directly now.\n</think>\n\n";
-
 namespace {
-
-constexpr int64_t kMaxDefaultReserve = 256;
 
 // ---- validation ----
 
@@ -57,11 +51,6 @@ absl::Status CheckCommon(const ServedModel& model, const Request& request) {
     }
   }
   return absl::OkStatus();
-}
-
-absl::Status CheckBudget(int64_t budget) {
-  if (budget >= -1) return absl::OkStatus();
-  return errors::OutOfRange("thinking budget", budget, "-1 (no limit) or more");
 }
 
 // ---- chat ----
@@ -102,6 +91,27 @@ absl::StatusOr<ChatMessage> DecodeMessage(const v1::ChatMessage& message, int in
   return out;
 }
 
+// The tools' names as far as a tool_choice needs them: of {"function": {"name"}} or {"name"}.
+absl::string_view ToolName(const JsonValue& tool) {
+  const JsonValue* function = tool.Find("function");
+  const JsonValue* name = (function != nullptr ? *function : tool).Find("name");
+  return name != nullptr ? absl::string_view(name->string_value()) : absl::string_view();
+}
+
+absl::Status CheckToolChoice(const v1::ToolChoice& choice, const std::vector<JsonValue>& tools) {
+  if (choice.kind() != v1::ToolChoice::REQUIRED && choice.kind() != v1::ToolChoice::NAMED) {
+    return absl::OkStatus();
+  }
+  if (tools.empty()) return absl::InvalidArgumentError("tool_choice asks for a call without tools");
+  if (choice.kind() == v1::ToolChoice::REQUIRED) return absl::OkStatus();
+  for (const JsonValue& tool : tools) {
+    if (!choice.name().empty() && ToolName(tool) == choice.name()) return absl::OkStatus();
+  }
+  return errors::OutOfRange("tool_choice's name",
+                            absl::StrCat("\"", choice.name().substr(0, 64), "\""),
+                            "the name of one of the tools");
+}
+
 absl::StatusOr<ChatPrompt> DecodeConversation(const v1::ChatRequest& request) {
   RETURN_IF_ERROR(CheckCount("messages", request.messages_size(), limits::kMaxMessages));
   RETURN_IF_ERROR(CheckCount("tools", request.tools_size(), limits::kMaxTools));
@@ -123,6 +133,8 @@ absl::StatusOr<ChatPrompt> DecodeConversation(const v1::ChatRequest& request) {
     }
     prompt.tools.push_back(*std::move(tool));
   }
+  RETURN_IF_ERROR(CheckToolChoice(request.tool_choice(), prompt.tools));
+  if (request.tool_choice().kind() == v1::ToolChoice::NONE) prompt.tools.clear();
   return prompt;
 }
 
@@ -137,63 +149,6 @@ ThinkingDecision DecideThinking(const ServedModel& model, const v1::ThinkingOpti
     prompt->enable_thinking = false;
   }
   return decision;
-}
-
-// ---- thinking ----
-
-absl::StatusOr<std::vector<uint32_t>> EncodeEarlyStop(const ServedModel& model,
-                                                      absl::string_view text) {
-  ASSIGN_OR_RETURN(std::vector<uint32_t> ids, model.tokenizer->Encode(text));
-  if (ids.size() > limits::kMaxForcedIds) {
-    return errors::OutOfRange("size of early_stop_text in tokens", ids.size(),
-                              absl::StrCat("at most ", limits::kMaxForcedIds));
-  }
-  if (std::count(ids.begin(), ids.end(), model.markup.end_think) != 1) {
-    return absl::InvalidArgumentError("early_stop_text does not hold </think> exactly once");
-  }
-  for (uint32_t id : ids) {
-    if (id == model.markup.think || model.vocabulary().IsSpecial(id)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("early_stop_text holds the control token ", model.vocabulary().Bytes(id)));
-    }
-  }
-  return ids;
-}
-
-int64_t DefaultReserve(int64_t max_tokens, int64_t num_forced) {
-  return std::clamp<int64_t>((max_tokens - num_forced) / 4, 0, kMaxDefaultReserve);
-}
-
-// tokens->max_tokens is set. Disabled if the vocabulary has no <think>.
-absl::Status FillThinking(const ServedModel& model, const v1::ThinkingOptions& options,
-                          bool starts_inside, v1::TokenRequest* tokens) {
-  RETURN_IF_ERROR(CheckBudget(options.has_budget() ? options.budget() : -1));
-  if (!model.markup.can_think()) return absl::OkStatus();
-  v1::ThinkingParams* thinking = tokens->mutable_thinking();
-  ASSIGN_OR_RETURN(const std::vector<uint32_t> forced,
-                   EncodeEarlyStop(model, options.has_early_stop_text() ? options.early_stop_text()
-                                                                        : kDefaultEarlyStopText));
-  const int64_t num_forced = static_cast<int64_t>(forced.size());
-  const int64_t max_tokens = tokens->max_tokens();
-  if (options.has_answer_reserve() && options.answer_reserve() > 0 &&
-      options.answer_reserve() + num_forced >= max_tokens) {
-    return errors::OutOfRange(
-        "answer_reserve", options.answer_reserve(),
-        absl::StrCat("below ", std::max<int64_t>(0, max_tokens - num_forced), ": max_tokens ",
-                     max_tokens, " less the early-stop text's ", num_forced));
-  }
-  thinking->set_enabled(true);
-  thinking->set_start_id(model.markup.think);
-  thinking->set_end_id(model.markup.end_think);
-  thinking->set_budget(options.has_budget() ? options.budget() : -1);
-  thinking->mutable_forced_ids()->Add(forced.begin(), forced.end());
-  thinking->set_answer_reserve(options.has_answer_reserve()
-                                   ? options.answer_reserve()
-                                   : DefaultReserve(max_tokens, num_forced));
-  thinking->set_starts_inside(starts_inside);
-  thinking->set_tool_call_start_id(model.markup.tool_call);
-  thinking->set_tool_call_end_id(model.markup.end_tool_call);
-  return absl::OkStatus();
 }
 
 // ---- both ----
@@ -273,21 +228,34 @@ absl::StatusOr<PreparedRequest> PrepareChat(const ServedModel& model,
       *prepared.tokens.mutable_sampling(),
       ResolveSampling(request.sampling(), ChatFallback(decision.mode, model.generation_config),
                       model.vocabulary().size()));
-  ASSIGN_OR_RETURN(const std::string text, RenderChat(model.template_kind, prompt));
+  ThinkingPlan plan;
+  plan.expected = decision.mode == ThinkingMode::kThinking;
+  plan.starts_inside = model.template_kind == TemplateKind::kThinking2507;
+  ASSIGN_OR_RETURN(plan.answer_prefix_ids, AnswerPrefix(model, request.tool_choice()));
+  const bool must_call = !plan.answer_prefix_ids.empty();
+  if (must_call && !plan.expected) prompt.enable_thinking = false;
+  ASSIGN_OR_RETURN(std::string text, RenderChat(model.template_kind, prompt));
+  if (must_call && plan.expected && !plan.starts_inside) {
+    // The answer has a forced beginning, so that it must be known where it begins: the block that
+    // the model would open is opened for it.
+    text += "<think>\n";
+    plan.starts_inside = true;
+  }
   ASSIGN_OR_RETURN(const std::vector<uint32_t> ids, model.tokenizer->Encode(text));
   ASSIGN_OR_RETURN(const int64_t max_tokens,
                    ResolveMaxTokens(request.has_max_tokens(), request.max_tokens(), 1,
                                     static_cast<int64_t>(ids.size()), max_context));
   prepared.tokens.mutable_prompt_ids()->Add(ids.begin(), ids.end());
   prepared.tokens.set_max_tokens(static_cast<uint32_t>(max_tokens));
-  RETURN_IF_ERROR(FillThinking(model, request.thinking(),
-                               model.template_kind == TemplateKind::kThinking2507,
-                               &prepared.tokens));
+  RETURN_IF_ERROR(FillThinking(model, request.thinking(), plan, &prepared.tokens));
   FillStops(model, request, &prepared);
-  prepared.parse_tool_calls = request.tools_size() > 0;
+  prepared.parse_tool_calls =
+      request.tools_size() > 0 && request.tool_choice().kind() != v1::ToolChoice::NONE;
   prepared.thinking.set_mode(ToProto(decision.mode));
   prepared.thinking.set_source(ToProto(decision.source));
-  prepared.thinking.set_budget(request.thinking().has_budget() ? request.thinking().budget() : -1);
+  const int64_t budget = request.thinking().has_budget() ? request.thinking().budget() : -1;
+  prepared.thinking.set_budget(budget);
+  prepared.thinking.set_requested_budget(budget);
   return prepared;
 }
 
@@ -311,10 +279,12 @@ absl::StatusOr<PreparedRequest> PrepareGenerate(const ServedModel& model,
   thinking.set_budget(request.has_thinking_budget() ? request.thinking_budget() : -1);
   // Raw text has no answer to keep room for unless the budget asks for one.
   if (!request.has_thinking_budget()) thinking.set_answer_reserve(0);
-  RETURN_IF_ERROR(
-      FillThinking(model, thinking, EndsInsideThinking(model.markup, ids), &prepared.tokens));
+  ThinkingPlan plan;
+  plan.starts_inside = EndsInsideThinking(model.markup, ids);
+  RETURN_IF_ERROR(FillThinking(model, thinking, plan, &prepared.tokens));
   FillStops(model, request, &prepared);
   prepared.thinking.set_budget(thinking.budget());
+  prepared.thinking.set_requested_budget(thinking.budget());
   return prepared;
 }
 

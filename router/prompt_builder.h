@@ -9,6 +9,7 @@
 #include "proto/conclave/v1/inference.pb.h"
 #include "proto/conclave/v1/worker.pb.h"
 #include "router/served_model.h"
+#include "router/thinking_params.h"
 
 namespace conclave {
 
@@ -20,9 +21,6 @@ struct PreparedRequest {
   bool parse_tool_calls = false;
 };
 
-// Qwen3's own words for ending thinking early. Source: QwenLM/Qwen3, quickstart.md.
-extern const char kDefaultEarlyStopText[];
-
 // Validates, decides the thinking mode, renders the template, tokenizes and fills every default.
 // - Mode: enable_thinking=false or budget 0, else the last soft switch, else enable_thinking=true,
 //   else the server's default. A budget of 0 is "no thinking at all": the prompt is rendered with
@@ -30,8 +28,8 @@ extern const char kDefaultEarlyStopText[];
 //   the automaton ends thinking at once.
 // - With thinking off the automaton stays on with the budget given, so that a block the model
 //   opens after all is still bounded.
-// - answer_reserve unset is a quarter of what max_tokens leaves beside the early-stop text, at
-//   most 256; 0 (no reserve) where max_tokens cannot hold that text.
+// - With thinking on, max_tokens must hold an answer beside what ends thinking (FillThinking).
+// - A tool_choice that asks for a call forces the answer's beginning (AnswerPrefix).
 // max_context: prompt and output together, in tokens.
 // Errors: INVALID_ARGUMENT (a field out of range, bad UTF-8 or JSON, prompt past max_context),
 // NOT_FOUND (another model's name).

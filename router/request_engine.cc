@@ -28,14 +28,6 @@ absl::StatusOr<PreparedRequest> Prepare(const ServedModel& model,
   return PrepareGenerate(model, request, max_context);
 }
 
-void BeginOrFail(InflightRequest& inflight, const absl::StatusOr<PreparedRequest>& prepared) {
-  if (prepared.ok()) {
-    inflight.Begin(*prepared);
-  } else {
-    inflight.Fail(prepared.status());
-  }
-}
-
 }  // namespace
 
 RequestEngine::RequestEngine(const ServedModel* model, WorkerPool* pool, RouterMetrics* metrics,
@@ -46,9 +38,14 @@ RequestEngine::RequestEngine(const ServedModel* model, WorkerPool* pool, RouterM
       options_(std::move(options)),
       start_time_(absl::Now()),
       admission_(options_.max_inflight, metrics),
-      long_tasks_(options_.prompt_threads, options_.max_inflight) {}
+      budgets_(options_.budgets, metrics),
+      long_tasks_(options_.prompt_threads, options_.max_inflight) {
+  pool_->OnQueue([this](double waiting_per_worker) {
+    budgets_.ObserveQueue(waiting_per_worker, absl::Now());
+  });
+}
 
-RequestEngine::~RequestEngine() = default;
+RequestEngine::~RequestEngine() { pool_->OnQueue(nullptr); }
 
 int64_t RequestEngine::max_context() const {
   const int64_t of_workers = pool_->max_context();
@@ -59,28 +56,29 @@ int64_t RequestEngine::max_context() const {
 // ---- requests ----
 
 std::shared_ptr<RequestHandle> RequestEngine::Chat(const v1::ChatRequest& request,
-                                                   absl::Time deadline,
+                                                   const Caller& caller,
                                                    RequestObserver<v1::ChatEvent>* observer) {
-  return BeginRequest(request, "Chat", deadline, std::make_unique<ChatEvents>(*model_, observer));
+  return BeginRequest(request, "Chat", caller, std::make_unique<ChatEvents>(*model_, observer));
 }
 
 std::shared_ptr<RequestHandle> RequestEngine::Generate(
-    const v1::GenerateRequest& request, absl::Time deadline,
+    const v1::GenerateRequest& request, const Caller& caller,
     RequestObserver<v1::GenerateEvent>* observer) {
-  return BeginRequest(request, "Generate", deadline,
+  return BeginRequest(request, "Generate", caller,
                       std::make_unique<GenerateEvents>(*model_, observer));
 }
 
 template <typename Request, typename Events>
 std::shared_ptr<RequestHandle> RequestEngine::BeginRequest(const Request& request,
-                                                           const char* method, absl::Time deadline,
+                                                           const char* method, const Caller& caller,
                                                            std::unique_ptr<Events> events) {
   InflightRequest::Info info;
   info.id = request.request_id().empty() ? MakeRequestId() : request.request_id();
   info.method = method;
   info.model = model_->name;
   info.arrival = absl::Now();
-  info.deadline = std::min(deadline, info.arrival + limits::kDefaultRequestDeadline);
+  info.deadline = std::min(caller.deadline, info.arrival + limits::kDefaultRequestDeadline);
+  info.budget_ceiling = budgets_.CeilingOf(caller.api_key);
   auto inflight = std::make_shared<InflightRequest>(info, std::move(events), metrics_);
   if (absl::Status admitted = Admit(info.id, inflight); !admitted.ok()) {
     inflight->Fail(std::move(admitted));
@@ -88,14 +86,21 @@ std::shared_ptr<RequestHandle> RequestEngine::BeginRequest(const Request& reques
   }
   if (TextBytes(request) <= limits::kMaxInlinePromptBytes ||
       TextBytes(request) > limits::kMaxPromptBytes) {  // refused before it is tokenized
-    BeginOrFail(*inflight, Prepare(*model_, request, max_context()));
+    Prepared(*inflight, caller.api_key, Prepare(*model_, request, max_context()));
     return inflight;
   }
-  absl::Status queued = RunLong([this, inflight, copy = request] {
-    BeginOrFail(*inflight, Prepare(*model_, copy, max_context()));
+  absl::Status queued = RunLong([this, inflight, copy = request, api_key = caller.api_key] {
+    Prepared(*inflight, api_key, Prepare(*model_, copy, max_context()));
   });
   if (!queued.ok()) inflight->Fail(std::move(queued));
   return inflight;
+}
+
+void RequestEngine::Prepared(InflightRequest& inflight, const std::string& api_key,
+                             absl::StatusOr<PreparedRequest> prepared) {
+  if (!prepared.ok()) return inflight.Fail(prepared.status());
+  budgets_.Apply(api_key, &*prepared);
+  inflight.Begin(*prepared);
 }
 
 absl::Status RequestEngine::RunLong(TaskRunner::Task task) {

@@ -13,6 +13,7 @@
 #include "common/limits.h"
 #include "proto/conclave/v1/inference.pb.h"
 #include "router/admission.h"
+#include "router/budget_policy.h"
 #include "router/inflight_request.h"
 #include "router/request_observer.h"
 #include "router/router_metrics.h"
@@ -27,6 +28,13 @@ struct RequestEngineOptions {
   int max_inflight = limits::kDefaultMaxInflightRequests;
   int prompt_threads = 2;  // for prompts past kMaxInlinePromptBytes
   TokenSourceOptions tokens;
+  BudgetPolicyOptions budgets;
+};
+
+// Who asks, as far as it matters to the request.
+struct Caller {
+  absl::Time deadline = absl::InfiniteFuture();
+  std::string api_key;  // empty: none given
 };
 
 // All that the router does with a request, whichever door it came through: admission, prompt,
@@ -40,13 +48,13 @@ class RequestEngine {
 
   // Begins a request; its events, or why it was refused, come to `observer` as the handle's Next()
   // asks for them, and until its OnEnd the observer must live. A deadline later than
-  // kDefaultRequestDeadline from now is cut to that.
-  // OnEnd gets: INVALID_ARGUMENT, NOT_FOUND (model), ALREADY_EXISTS (request_id in flight),
-  // RESOURCE_EXHAUSTED (the router or every worker is full), UNAVAILABLE (draining; no worker),
-  // DEADLINE_EXCEEDED, CANCELLED (by the handle).
-  std::shared_ptr<RequestHandle> Chat(const v1::ChatRequest& request, absl::Time deadline,
+  // kDefaultRequestDeadline from now is cut to that; a thinking budget may be lowered
+  // (BudgetPolicy). OnEnd gets: INVALID_ARGUMENT, NOT_FOUND (model), ALREADY_EXISTS (request_id in
+  // flight), RESOURCE_EXHAUSTED (the router or every worker is full), UNAVAILABLE (draining; no
+  // worker), DEADLINE_EXCEEDED, CANCELLED (by the handle).
+  std::shared_ptr<RequestHandle> Chat(const v1::ChatRequest& request, const Caller& caller,
                                       RequestObserver<v1::ChatEvent>* observer);
-  std::shared_ptr<RequestHandle> Generate(const v1::GenerateRequest& request, absl::Time deadline,
+  std::shared_ptr<RequestHandle> Generate(const v1::GenerateRequest& request, const Caller& caller,
                                           RequestObserver<v1::GenerateEvent>* observer);
 
   // Acts on a request in flight; `done` is called once, maybe before this returns. NOT_FOUND once
@@ -71,7 +79,10 @@ class RequestEngine {
  private:
   template <typename Request, typename Events>
   std::shared_ptr<RequestHandle> BeginRequest(const Request& request, const char* method,
-                                              absl::Time deadline, std::unique_ptr<Events> events);
+                                              const Caller& caller, std::unique_ptr<Events> events);
+  // Then the request begins, or fails.
+  void Prepared(InflightRequest& inflight, const std::string& api_key,
+                absl::StatusOr<PreparedRequest> prepared);
   // Gives the request its place and its id, or says why not.
   absl::Status Admit(const std::string& id, const std::shared_ptr<InflightRequest>& request);
   void Forget(const std::string& id);
@@ -83,6 +94,7 @@ class RequestEngine {
   const RequestEngineOptions options_;
   const absl::Time start_time_;
   Admission admission_;
+  BudgetPolicy budgets_;
   absl::Mutex mutex_;
   absl::flat_hash_map<std::string, std::weak_ptr<InflightRequest>> requests_
       ABSL_GUARDED_BY(mutex_);

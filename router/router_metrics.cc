@@ -51,6 +51,9 @@ RouterMetrics::RouterMetrics(Metrics* metrics)
       waiting_(
           metrics->Gauge("conclave_router_waiting", "Requests admitted that no worker holds now")),
       workers_up_(metrics->Gauge("conclave_router_workers_up", "Workers that are ready")),
+      adaptive_budget_scale_(
+          metrics->Gauge("conclave_router_adaptive_budget_scale",
+                         "What new thinking budgets above the floor are multiplied with")),
       thinking_tokens_(metrics->Histogram("conclave_router_thinking_tokens",
                                           "Thinking tokens of a request that thought",
                                           TokenBuckets())),
@@ -89,6 +92,8 @@ void RouterMetrics::CountFinished(const v1::Finished& finished) {
               usage.thinking_tokens());
   CountTokens("forced", "Tokens of early-stop texts", mode, report.forced());
   CountTokens("answer", "Tokens of answers", mode, usage.answer_tokens());
+  CountTokens("tool_call", "Tokens of tool calls, which are answers' too", mode,
+              usage.tool_call_tokens());
   if (usage.thinking_tokens() == 0 && report.ended_by() == v1::THINKING_END_NONE) return;
   metrics_
       ->Counter("conclave_router_thinking_ended_total",

@@ -35,6 +35,7 @@ class RouterMetrics {
   prometheus::Gauge& inflight() { return inflight_; }
   prometheus::Gauge& waiting() { return waiting_; }  // admitted, held by no worker now
   prometheus::Gauge& workers_up() { return workers_up_; }
+  prometheus::Gauge& adaptive_budget_scale() { return adaptive_budget_scale_; }
 
  private:
   void CountTokens(absl::string_view kind, absl::string_view help, absl::string_view mode,
@@ -46,6 +47,7 @@ class RouterMetrics {
   prometheus::Gauge& inflight_;
   prometheus::Gauge& waiting_;
   prometheus::Gauge& workers_up_;
+  prometheus::Gauge& adaptive_budget_scale_;
   prometheus::Histogram& thinking_tokens_;
   prometheus::Histogram& budget_used_ratio_;
   prometheus::Histogram& first_token_;

@@ -9,8 +9,9 @@
 namespace conclave {
 
 // Counts one request's tokens. thinking_tokens is the worker's count (used + forced); an answer
-// token is one outside thinking that was not forced; <think> and </think> are neither, nor are
-// tool calls inside thinking.
+// token is one outside thinking that is not of the early-stop text; <think> and </think> are
+// neither, nor are tool calls inside thinking. Of the answer's tokens, those from <tool_call> to
+// </tool_call> count as tool call tokens too where the request has tools.
 class UsageCounter {
  public:
   explicit UsageCounter(const PreparedRequest& prepared);
@@ -28,13 +29,17 @@ class UsageCounter {
 
  private:
   uint32_t think_id_, end_think_id_;
+  uint32_t tool_call_id_, end_tool_call_id_;  // 0: calls are not looked for
+  uint32_t prefix_left_;                      // ids of an answer's prefix, until they were forced
   bool enabled_;
   bool inside_;
   uint32_t prompt_tokens_;
   uint32_t cached_prompt_tokens_ = 0;
   uint32_t completion_tokens_ = 0;
   uint32_t answer_tokens_ = 0;
-  uint32_t forced_left_ = 0;  // of the event: its first ids were forced
+  uint32_t tool_call_tokens_ = 0;
+  bool in_tool_call_ = false;
+  uint32_t early_stop_left_ = 0;  // of the event: its first ids are the early-stop text
   v1::ThinkingReport report_;
 };
 

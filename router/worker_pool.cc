@@ -136,6 +136,23 @@ void WorkerPool::OnFirstReady(absl::AnyInvocable<void()> callback) {
   callback();
 }
 
+void WorkerPool::OnQueue(absl::AnyInvocable<void(double)> callback) {
+  absl::MutexLock lock(&mutex_);
+  on_queue_ = std::move(callback);
+}
+
+double WorkerPool::WaitingPerWorker() const {
+  // Requests that no worker took wait here.
+  double waiting = metrics_->waiting().Value();
+  int num_up = 0;
+  for (const Worker& worker : workers_) {
+    if (!worker.up) continue;
+    ++num_up;
+    waiting += worker.description.waiting();
+  }
+  return waiting / std::max(1, num_up);
+}
+
 // ---- asking ----
 
 void WorkerPool::SchedulePoll(int worker_idx, absl::Time when) {
@@ -221,6 +238,7 @@ void WorkerPool::OnDescribed(int worker_idx, absl::Time asked, const absl::Statu
       error = WhyUnusable(worker);
     }
     SetUp(worker, status.ok() && error.empty(), error);
+    if (on_queue_ != nullptr) on_queue_(WaitingPerWorker());
     if (worker.up && !was_up) {
       LOG_INFO("worker {} is up", worker.target);
       woken.swap(waiters_);

@@ -94,6 +94,9 @@ class WorkerPool {
   bool AnyReady() const;
   // Calls back once, when a worker is ready for the first time.
   void OnFirstReady(absl::AnyInvocable<void()> callback);
+  // Calls `callback` with the requests that wait in each ready worker, on average, whenever a
+  // worker has described itself; under a lock, so that it must not call back here. Null: no more.
+  void OnQueue(absl::AnyInvocable<void(double waiting_per_worker)> callback);
   // Prompt and output together that every ready worker can hold; 0 while none is known.
   int64_t max_context() const;
   // Of the model the workers loaded; empty while none is known.
@@ -136,6 +139,7 @@ class WorkerPool {
   void SetUp(Worker& worker, bool up, std::string error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::string WhyUnusable(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   int FindBest(const Wanted& wanted) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  double WaitingPerWorker() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Idle() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const WorkerPoolOptions options_;
@@ -146,6 +150,7 @@ class WorkerPool {
   absl::flat_hash_map<WaitId, Waiter> waiters_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_set<DescribeCall*> calls_ ABSL_GUARDED_BY(mutex_);
   absl::AnyInvocable<void()> on_first_ready_ ABSL_GUARDED_BY(mutex_);
+  absl::AnyInvocable<void(double)> on_queue_ ABSL_GUARDED_BY(mutex_);
   std::string fingerprint_ ABSL_GUARDED_BY(mutex_);  // of the workers that are up
   WaitId next_wait_ ABSL_GUARDED_BY(mutex_) = 1;
   uint64_t ticks_ ABSL_GUARDED_BY(mutex_) = 0;

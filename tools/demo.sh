@@ -38,7 +38,8 @@ done
 cat "$work/up.txt"
 grep -q '^Conclave is ready' "$work/up.txt" || fail "the cluster was not ready within 2 minutes"
 endpoint=$(awk '$1 == "router" {print $3}' "$work/up.txt")
-metrics=$(awk '$1 == "router" {print $5}' "$work/up.txt")
+http=$(awk '$1 == "router" {print $5}' "$work/up.txt")
+metrics=$(awk '$1 == "router" {print $7}' "$work/up.txt")
 
 # ask TITLE CHECK ARGS..: streams an answer, then asks again: the same request gives the same
 # tokens, so that the second answer, read by a program, is the one that was shown. CHECK is a
@@ -99,6 +100,21 @@ print(json.dumps([
 PY
 ask "And with the tool's result" '"21" in answer["content"]' \
   --think --tools "$work/tools.json" --messages "$work/messages.json"
+
+bold "The same over OpenAI's API: POST $http/chat/completions, thinking_budget 16"
+python3 - "$http" <<'PY' || fail "the HTTP API does not answer"
+import json, sys, urllib.request
+body = {"messages": [{"role": "user", "content": "What is 48 + 37 - 19 + 43?"}],
+        "thinking_budget": 16, "thinking_report": True, "seed": 1}
+request = urllib.request.Request(f"{sys.argv[1]}/chat/completions", json.dumps(body).encode(),
+                                 {"Content-Type": "application/json"})
+answer = json.load(urllib.request.urlopen(request, timeout=60))
+choice = answer["choices"][0]
+print("content  ", choice["message"]["content"])
+print("thinking ", json.dumps(choice["thinking"]))
+print("usage    ", json.dumps(answer["usage"]))
+assert choice["thinking"]["used"] == 16 and choice["thinking"]["ended_by"] == "budget"
+PY
 
 bold "conclave status"
 "$bin/conclave" status --endpoint "$endpoint" || fail "the cluster does not serve"

@@ -239,7 +239,8 @@ v1::FinishReason Engine::Append(Sequence& sequence, uint32_t id) {
   sequence.thinking.OnSampled(id);
   const ThinkingSnapshot& after = sequence.thinking.state();
   metrics_.thinking_tokens.Increment(static_cast<double>(after.used - before.used));
-  if (before.phase == ThinkingPhase::kThinking && after.phase == ThinkingPhase::kAnswer) {
+  const bool ended = before.phase == ThinkingPhase::kThinking && after.phase != before.phase;
+  if (ended && after.ended_by == ThinkingEndedBy::kNatural) {
     metrics_.ThinkingEnded(ThinkingEndedBy::kNatural).Increment();
   }
   if (sequence.has_penalty()) ++sequence.counts.output[id];
@@ -293,7 +294,11 @@ void Engine::ForceIfDue(Sequence& sequence) {
     for (uint32_t id : forced) ++sequence.counts.output[id];
   }
   metrics_.forced_tokens.Increment(static_cast<double>(forced.size()));
-  metrics_.ThinkingEnded(sequence.thinking.state().ended_by).Increment();
+  // Behind a natural end, counted when it came, only the answer's prefix is forced.
+  const ThinkingEndedBy ended_by = sequence.thinking.state().ended_by;
+  if (ended_by != ThinkingEndedBy::kNone && ended_by != ThinkingEndedBy::kNatural) {
+    metrics_.ThinkingEnded(ended_by).Increment();
+  }
   sequence.thinking.OnForced();
 }
 

@@ -66,11 +66,19 @@ absl::StatusOr<ThinkingAutomatonOptions> ToThinkingOptions(const v1::TokenReques
   if (proto.budget() < -1) {
     return errors::OutOfRange("thinking budget", proto.budget(), "-1 (no limit), 0, or more");
   }
-  const int64_t least = int64_t{forced.size()} + proto.answer_reserve();
+  for (const auto* ids : {&proto.answer_prefix_ids(), &proto.answer_separator_ids()}) {
+    if (ids->size() > limits::kMaxForcedIds) {
+      return errors::OutOfRange("length of the answer's prefix or separator", ids->size(),
+                                absl::StrCat("0..", limits::kMaxForcedIds));
+    }
+    RETURN_IF_ERROR(CheckIds("answer_prefix_ids or answer_separator_ids", *ids, limits.vocab_size));
+  }
+  const int64_t num_forced = int64_t{forced.size()} + proto.answer_prefix_ids_size();
+  const int64_t least = num_forced + proto.answer_reserve();
   if (proto.answer_reserve() > 0 && least > request.max_tokens()) {
     return absl::InvalidArgumentError(absl::StrCat(
         "max_tokens is ", request.max_tokens(), ", want at least ", least, " (answer_reserve of ",
-        proto.answer_reserve(), " and ", forced.size(), " forced ids)"));
+        proto.answer_reserve(), " and ", num_forced, " forced ids)"));
   }
   options.start_id = proto.start_id();
   options.end_id = proto.end_id();
@@ -81,6 +89,10 @@ absl::StatusOr<ThinkingAutomatonOptions> ToThinkingOptions(const v1::TokenReques
   options.starts_inside = proto.starts_inside();
   options.tool_call_start_id = proto.tool_call_start_id();
   options.tool_call_end_id = proto.tool_call_end_id();
+  options.answer_prefix_ids.assign(proto.answer_prefix_ids().begin(),
+                                   proto.answer_prefix_ids().end());
+  options.answer_separator_ids.assign(proto.answer_separator_ids().begin(),
+                                      proto.answer_separator_ids().end());
   return options;
 }
 
@@ -166,6 +178,7 @@ v1::ThinkingState ToProto(const ThinkingSnapshot& snapshot) {
   state.set_finish_requested(snapshot.finish_requested);
   state.set_partial_utf8(snapshot.partial_utf8);
   state.set_budget(snapshot.budget);
+  state.set_prefix_forced(snapshot.prefix_forced);
   return state;
 }
 
@@ -183,6 +196,7 @@ ThinkingSnapshot FromProto(const v1::ThinkingState& state) {
   snapshot.in_tool_call = state.in_tool_call();
   snapshot.finish_requested = state.finish_requested();
   snapshot.partial_utf8 = state.partial_utf8();
+  snapshot.prefix_forced = state.prefix_forced();
   return snapshot;
 }
 

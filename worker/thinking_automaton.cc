@@ -79,33 +79,50 @@ std::vector<uint32_t> IdsThatSplitCharacters(const TokenBytes& token_bytes, uint
 ThinkingAutomaton::ThinkingAutomaton(ThinkingAutomatonOptions options, TokenBytes token_bytes)
     : options_(std::move(options)), token_bytes_(std::move(token_bytes)) {
   state_.budget = options_.budget;
-  if (options_.enabled && options_.starts_inside) Enter();
+  if (!options_.enabled) return;
+  if (options_.starts_inside) {
+    Enter();
+  } else if (prefix_due()) {
+    StartForcing();
+  }
 }
 
 void ThinkingAutomaton::Restore(const ThinkingSnapshot& snapshot, int64_t num_generated) {
   state_ = snapshot;
   num_generated_ = num_generated;
+  if (must_force()) StartForcing();
+}
+
+void ThinkingAutomaton::StartForcing() {
+  state_.phase = ThinkingPhase::kForcing;
+  due_.clear();
+  const auto add = [this](const std::vector<uint32_t>& ids) {
+    due_.insert(due_.end(), ids.begin(), ids.end());
+  };
+  if (state_.ended_by == ThinkingEndedBy::kNatural) {
+    add(options_.answer_separator_ids);
+  } else if (state_.ended_by != ThinkingEndedBy::kNone) {
+    add(options_.forced_ids);
+  }
+  if (prefix_due()) add(options_.answer_prefix_ids);
 }
 
 void ThinkingAutomaton::OnSampled(uint32_t id) {
   ++num_generated_;
   if (!options_.enabled) return;
   CHECK(state_.phase != ThinkingPhase::kForcing) << "sampled while ids were to be forced";
-  const bool tool_tags = options_.tool_call_start_id != 0;
-  if (tool_tags && id == options_.tool_call_start_id) {
-    state_.in_tool_call = true;
-  } else if (tool_tags && id == options_.tool_call_end_id) {
-    state_.in_tool_call = false;
-  }
+  TrackToolCall(id);
   const bool thinking = state_.phase == ThinkingPhase::kThinking;
   if (thinking && id == options_.end_id) {
     state_.phase = ThinkingPhase::kAnswer;
     state_.ended_by = ThinkingEndedBy::kNatural;
     state_.partial_utf8.clear();
     state_.in_tool_call = false;
+    if (prefix_due()) StartForcing();
   } else if (thinking) {
     // A call written inside the block is not thinking: it may be long, and must not be cut.
-    const bool of_call = state_.in_tool_call || (tool_tags && id == options_.tool_call_end_id);
+    const bool of_call =
+        state_.in_tool_call || (has_tool_tags() && id == options_.tool_call_end_id);
     if (of_call) {
       state_.partial_utf8.clear();  // a tag ends whatever character was open
     } else {
@@ -116,6 +133,12 @@ void ThinkingAutomaton::OnSampled(uint32_t id) {
   } else if (id == options_.start_id && !state_.in_tool_call) {
     Enter();
   }
+}
+
+void ThinkingAutomaton::TrackToolCall(uint32_t id) {
+  if (!has_tool_tags()) return;
+  if (id == options_.tool_call_start_id) state_.in_tool_call = true;
+  if (id == options_.tool_call_end_id) state_.in_tool_call = false;
 }
 
 void ThinkingAutomaton::Enter() {
@@ -138,8 +161,10 @@ void ThinkingAutomaton::TrackBytes(uint32_t id) {
 int64_t ThinkingAutomaton::Room() const {
   const int64_t of_budget = state_.budget < 0 ? kUnlimited : state_.budget - state_.used;
   if (options_.answer_reserve == 0) return of_budget;
+  const size_t num_forced =
+      options_.forced_ids.size() + (prefix_due() ? options_.answer_prefix_ids.size() : 0);
   const int64_t of_max_tokens = options_.max_tokens - options_.answer_reserve -
-                                static_cast<int64_t>(options_.forced_ids.size()) - num_generated_;
+                                static_cast<int64_t>(num_forced) - num_generated_;
   return std::min(of_budget, of_max_tokens);
 }
 
@@ -154,16 +179,25 @@ void ThinkingAutomaton::MaybeForce() {
     reason = ThinkingEndedBy::kAnswerReserve;
   }
   if (reason == ThinkingEndedBy::kNone) return;
-  state_.phase = ThinkingPhase::kForcing;
   state_.ended_by = reason;
+  StartForcing();
 }
 
 void ThinkingAutomaton::OnForced() {
   CHECK(must_force());
-  num_generated_ += static_cast<int64_t>(options_.forced_ids.size());
-  for (uint32_t id : options_.forced_ids) {
-    if (id != options_.end_id) ++state_.forced;
+  num_generated_ += static_cast<int64_t>(due_.size());
+  const bool early_stop =
+      state_.ended_by != ThinkingEndedBy::kNone && state_.ended_by != ThinkingEndedBy::kNatural;
+  if (early_stop) {
+    for (uint32_t id : options_.forced_ids) {
+      if (id != options_.end_id) ++state_.forced;
+    }
   }
+  if (prefix_due()) {
+    state_.prefix_forced = true;
+    for (uint32_t id : options_.answer_prefix_ids) TrackToolCall(id);
+  }
+  due_.clear();
   state_.phase = ThinkingPhase::kAnswer;
 }
 

@@ -36,6 +36,8 @@ struct ThinkingAutomatonOptions {
   bool starts_inside = false;        // the prompt ends inside thinking
   uint32_t tool_call_start_id = 0;   // <tool_call>; 0: the vocabulary has none
   uint32_t tool_call_end_id = 0;
+  std::vector<uint32_t> answer_prefix_ids;     // forced where the answer begins, once
+  std::vector<uint32_t> answer_separator_ids;  // and these before it after a natural end
 };
 
 // What a request carries when it moves to another worker.
@@ -47,16 +49,21 @@ struct ThinkingSnapshot {
   int64_t budget = -1;  // in force now
   bool in_tool_call = false;
   bool finish_requested = false;
-  std::string partial_utf8;  // bytes of a character begun and not finished
+  std::string partial_utf8;    // bytes of a character begun and not finished
+  bool prefix_forced = false;  // the answer's prefix is in the text
   friend bool operator==(const ThinkingSnapshot&, const ThinkingSnapshot&) = default;
 };
 
 // OUTSIDE -> THINKING -> (FORCING ->) ANSWER, and back to THINKING if the model opens another
 // block, with what is left of the one budget. Pure: it sees ids and says when to force.
 //
+// With an answer prefix the answer is forced to begin with it: at the start if the prompt does not
+// end inside thinking, else after the first block.
+//
 // Invariants: used <= budget at all times; forcing starts neither inside a UTF-8 character nor
-// inside a tool call, and never after a natural end. A character begun inside the budget always
-// fits into it: near the limit the ids that could not be completed in time are forbidden.
+// inside a tool call, and the early-stop ids never follow a natural end. A character begun inside
+// the budget always fits into it: near the limit the ids that could not be completed in time are
+// forbidden.
 class ThinkingAutomaton {
  public:
   ThinkingAutomaton(ThinkingAutomatonOptions options, TokenBytes token_bytes);
@@ -71,7 +78,7 @@ class ThinkingAutomaton {
 
   // True: append forced_ids() now, in one chunk, then call OnForced.
   bool must_force() const { return state_.phase == ThinkingPhase::kForcing; }
-  absl::Span<const uint32_t> forced_ids() const { return options_.forced_ids; }
+  absl::Span<const uint32_t> forced_ids() const { return due_; }
 
   // Ids that must not be sampled next, out of `splitting_ids` (IdsThatSplitCharacters).
   std::vector<uint32_t> ForbiddenIds(absl::Span<const uint32_t> splitting_ids) const;
@@ -88,11 +95,17 @@ class ThinkingAutomaton {
   int64_t Room() const;
   void Enter();
   void MaybeForce();
+  // -> FORCING: what is due follows from who ended thinking, so that a Restore finds it too.
+  void StartForcing();
+  bool prefix_due() const { return !state_.prefix_forced && !options_.answer_prefix_ids.empty(); }
   void TrackBytes(uint32_t id);
+  void TrackToolCall(uint32_t id);
+  bool has_tool_tags() const { return options_.tool_call_start_id != 0; }
 
   ThinkingAutomatonOptions options_;
   TokenBytes token_bytes_;
   ThinkingSnapshot state_;
+  std::vector<uint32_t> due_;  // in FORCING
   int64_t num_generated_ = 0;
 };
 

@@ -63,12 +63,14 @@ TEST(PlanProcessesTest, TiersComeBottomUpWithTheirFlags) {
   EXPECT_EQ(Flag(worker, "--threads"), "2");
   EXPECT_EQ(Flag(worker, "--kv_cache_tokens"), "4096");
   EXPECT_EQ(worker.host, "127.0.0.1");
+  EXPECT_EQ(worker.http_flag, "--metrics_listen");
   ASSERT_EQ(tiers[2].processes.size(), 1u);
   const ProcessSpec& router = tiers[2].processes[0];
   EXPECT_EQ(router.argv[0], "/bin/conclave-router");
   EXPECT_EQ(router.host, "0.0.0.0");
   EXPECT_EQ(router.grpc_port, 1234);
-  EXPECT_EQ(router.metrics_port, 1235);
+  EXPECT_EQ(router.http_flag, "--http_listen");
+  EXPECT_EQ(router.http_port, 1235);
   EXPECT_EQ(Flag(router, "--chat_template"), "auto");
   EXPECT_EQ(Flag(router, "--model_name"), "");
 }

@@ -140,7 +140,7 @@ class ClusterTest(IntegrationTest):
         self.assertEqual(result["thinking_report"]["mode"], "off")
         self.assertEqual(result["thinking_report"]["source"], "request")
         self.assertLessEqual(result["usage"]["completion_tokens"], 8)
-        code, out, err = conclave("chat", "--endpoint", cluster.endpoint, "--max_tokens", 4,
+        code, out, err = conclave("chat", "--endpoint", cluster.endpoint, "--max_tokens", 8,
                                   "--stats", stdin="one\ntwo\n")
         self.assertEqual(code, 0, err)
         self.assertEqual(err.count("prompt tokens"), 2, err)

@@ -44,9 +44,12 @@ def main():
         print("an earlier line", file=sys.stderr)
         print(f"{PROGRAM}: the weights are broken", file=sys.stderr)
         return 1
-    servers = [bind("--listen"), bind("--metrics_listen")]
+    is_router = PROGRAM == "conclave-router"
+    servers = [bind("--listen"), bind("--http_listen" if is_router else "--metrics_listen")]
     grpc, metrics = (f"127.0.0.1:{server.getsockname()[1]}" for server in servers)
-    say(event="listening", grpc=grpc, metrics=metrics)
+    # The router has an API at the address of its metrics.
+    http = {"http": metrics} if is_router else {}
+    say(event="listening", grpc=grpc, **http, metrics=metrics)
     print(f"{PROGRAM} is loading", file=sys.stderr, flush=True)
     if os.environ.get("FAKE_SILENT") != PROGRAM:
         say(event="ready")

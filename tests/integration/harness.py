@@ -115,20 +115,26 @@ class Cluster:
 
     def __init__(self, model, *arguments, env=None):
         self.program = Program([BIN_DIR / "conclave", "up", "--model", model, *arguments], env)
-        self.processes = {}  # name -> {"grpc", "metrics", "pid"}
+        self.processes = {}  # name -> {"grpc", "http" (the router's), "metrics", "pid"}
 
     def wait_ready(self):
         self.program.wait_for("^Conclave is ready after")
         for line in self.program.lines:
-            match = re.match(r"(\S+) +gRPC (\S+) +metrics (\S+) +pid (\d+)$", line)
+            match = re.match(
+                r"(\S+) +gRPC (\S+) +(?:HTTP (\S+)/v1 +)?metrics (\S+) +pid (\d+)$", line)
             if match:
                 self.processes[match[1]] = {
-                    "grpc": match[2], "metrics": match[3], "pid": int(match[4])}
+                    "grpc": match[2], "http": match[3], "metrics": match[4], "pid": int(match[5])}
         return self
 
     @property
     def endpoint(self):
         return self.processes["router"]["grpc"]
+
+    @property
+    def http(self):
+        """The URL of the router's HTTP door, without a slash at the end."""
+        return self.processes["router"]["http"]
 
     def ask(self, command, *arguments, stdin=""):
         """The JSON object a command prints; fails the test if the command fails."""

@@ -103,7 +103,8 @@ class SupervisorTest(IntegrationTest):
             cluster.program.wait_for(f"^{name} is ready again")
             given = [event[3] for event in self.events("start") if event[2] == pid][0]
             self.assertEqual(given[given.index("--listen") + 1], process["grpc"])
-            self.assertIn(given[given.index("--metrics_listen") + 1], process["metrics"])
+            http_flag = "--http_listen" if name == "router" else "--metrics_listen"
+            self.assertIn(given[given.index(http_flag) + 1], process["metrics"])
             self.assertEqual(self.port_of_process(pid), int(process["grpc"].split(":")[1]))
         self.assertEqual(cluster.stop(), 0)
         self.assert_nothing_left()
@@ -139,7 +140,9 @@ class SupervisorTest(IntegrationTest):
             server.close()
         cluster = self.up("--grpc_port", grpc, "--http_port", http).wait_ready()
         self.assertEqual(cluster.endpoint, f"127.0.0.1:{grpc}")
+        self.assertEqual(cluster.http, f"http://127.0.0.1:{http}")
         self.assertEqual(cluster.processes["router"]["metrics"], f"http://127.0.0.1:{http}/metrics")
+        self.assertIsNone(cluster.processes["worker-0"]["http"])
 
     def test_gives_up_on_a_process_that_fails_at_start(self):
         for program, name in zip(PROGRAMS, ("shard-0", "worker-0", "router")):

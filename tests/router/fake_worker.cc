@@ -30,6 +30,10 @@ ThinkingAutomaton MakeAutomaton(const v1::TokenRequest& request) {
   options.starts_inside = params.starts_inside();
   options.tool_call_start_id = params.tool_call_start_id();
   options.tool_call_end_id = params.tool_call_end_id();
+  options.answer_prefix_ids.assign(params.answer_prefix_ids().begin(),
+                                   params.answer_prefix_ids().end());
+  options.answer_separator_ids.assign(params.answer_separator_ids().begin(),
+                                      params.answer_separator_ids().end());
   ThinkingAutomaton automaton(options,
                               [](uint32_t id) { return TestModel().vocabulary().Bytes(id); });
   if (request.generated_ids_size() > 0 || request.has_thinking_state()) {
@@ -43,6 +47,7 @@ ThinkingAutomaton MakeAutomaton(const v1::TokenRequest& request) {
     snapshot.in_tool_call = state.in_tool_call();
     snapshot.finish_requested = state.finish_requested();
     snapshot.partial_utf8 = state.partial_utf8();
+    snapshot.prefix_forced = state.prefix_forced();
     automaton.Restore(snapshot, request.generated_ids_size());
   }
   return automaton;
@@ -54,6 +59,7 @@ void EncodeState(const ThinkingSnapshot& snapshot, v1::ThinkingState* state) {
   state->set_forced(static_cast<uint32_t>(snapshot.forced));
   state->set_ended_by(static_cast<v1::ThinkingEnd>(snapshot.ended_by));
   state->set_budget(snapshot.budget);
+  state->set_prefix_forced(snapshot.prefix_forced);
   state->set_in_tool_call(snapshot.in_tool_call);
   state->set_finish_requested(snapshot.finish_requested);
   state->set_partial_utf8(snapshot.partial_utf8);

@@ -124,6 +124,50 @@ TEST(PromptBuilder, Models2507HaveOneMode) {
   EXPECT_FALSE(prepared.tokens.thinking().starts_inside());
 }
 
+v1::ChatRequest WithTools(v1::ToolChoice::Kind kind, const std::string& name = "") {
+  v1::ChatRequest request = UserSays("hi");
+  request.add_tools(R"({"type": "function", "function": {"name": "f", "parameters": {}}})");
+  request.add_tools(R"({"type": "function", "function": {"name": "g\"", "parameters": {}}})");
+  request.mutable_tool_choice()->set_kind(kind);
+  request.mutable_tool_choice()->set_name(name);
+  return request;
+}
+
+std::string PrefixText(const PreparedRequest& prepared) {
+  const auto& ids = prepared.tokens.thinking().answer_prefix_ids();
+  return TestModel().tokenizer->Decode(absl::MakeConstSpan(ids.data(), ids.size()),
+                                       /*skip_special=*/false);
+}
+
+TEST(PromptBuilder, AToolChoiceForcesHowTheAnswerBegins) {
+  ASSERT_OK_AND_ASSIGN(PreparedRequest prepared, Prepare(WithTools(v1::ToolChoice::AUTO)));
+  EXPECT_EQ(PrefixText(prepared), "");
+  EXPECT_TRUE(prepared.parse_tool_calls);
+
+  ASSERT_OK_AND_ASSIGN(prepared, Prepare(WithTools(v1::ToolChoice::NONE)));
+  EXPECT_THAT(PromptText(prepared), Not(HasSubstr("# Tools")));
+  EXPECT_FALSE(prepared.parse_tool_calls);
+
+  ASSERT_OK_AND_ASSIGN(prepared, Prepare(WithTools(v1::ToolChoice::REQUIRED)));
+  EXPECT_EQ(PrefixText(prepared), "<tool_call>\n{\"name\": \"");
+  EXPECT_TRUE(prepared.tokens.thinking().starts_inside());
+  EXPECT_THAT(PromptText(prepared), EndsWith("<|im_start|>assistant\n<think>\n"));
+
+  v1::ChatRequest request = WithTools(v1::ToolChoice::NAMED, "g\"");
+  request.mutable_messages(0)->set_content("hi /no_think");
+  ASSERT_OK_AND_ASSIGN(prepared, Prepare(request));
+  EXPECT_EQ(PrefixText(prepared), "<tool_call>\n{\"name\": \"g\\\"\", \"arguments\":");
+  EXPECT_FALSE(prepared.tokens.thinking().starts_inside());
+  EXPECT_THAT(PromptText(prepared), EndsWith("<think>\n\n</think>\n\n"));
+
+  EXPECT_THAT(Prepare(WithTools(v1::ToolChoice::NAMED, "h")),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("\"h\"")));
+  request = WithTools(v1::ToolChoice::REQUIRED);
+  request.clear_tools();
+  EXPECT_THAT(Prepare(request),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("without tools")));
+}
+
 TEST(PromptBuilder, TheReserveFitsIntoMaxTokens) {
   const uint32_t forced = static_cast<uint32_t>(Encode(kDefaultEarlyStopText).size());
   const auto reserve_of = [](uint32_t max_tokens) {
@@ -132,12 +176,22 @@ TEST(PromptBuilder, TheReserveFitsIntoMaxTokens) {
     return Prepare(request)->tokens.thinking().answer_reserve();
   };
   EXPECT_EQ(reserve_of(forced + 4000), 256u);
-  EXPECT_EQ(reserve_of(forced + 100), 25u);
-  EXPECT_EQ(reserve_of(forced), 0u);
-  EXPECT_EQ(reserve_of(1), 0u);
+  EXPECT_EQ(reserve_of(4 * forced), std::min(256u, 3 * forced / 4));
+  // Too small for the early-stop text's words: </think> alone, and still room for an answer.
+  const uint32_t shortest = static_cast<uint32_t>(Encode(kShortEarlyStopText).size());
+  EXPECT_EQ(reserve_of(forced), (forced - shortest) / 4);
+  EXPECT_EQ(reserve_of(shortest + 2), 1u);
 
   v1::ChatRequest request = UserSays("hi");
-  request.set_max_tokens(forced + 10);
+  request.set_max_tokens(shortest + 1);  // <think>, </think>, and nothing
+  EXPECT_THAT(Prepare(request), StatusIs(absl::StatusCode::kInvalidArgument,
+                                         HasSubstr(absl::StrCat("want ", shortest + 2))));
+  request.mutable_thinking()->set_enable_thinking(false);
+  EXPECT_OK(Prepare(request));
+  request.mutable_thinking()->clear_enable_thinking();
+  request.mutable_thinking()->set_answer_reserve(0);  // the caller wants none
+  EXPECT_OK(Prepare(request));
+  request.set_max_tokens(shortest + 10);
   request.mutable_thinking()->set_answer_reserve(9);
   ASSERT_OK(Prepare(request));
   request.mutable_thinking()->set_answer_reserve(10);

@@ -11,7 +11,9 @@
 #include "absl/strings/match.h"
 #include "common/check.h"
 #include "nlohmann/json.hpp"
+#include "rpc/address.h"
 #include "rpc/channel.h"
+#include "tests/router/test_http.h"
 #include "tests/router/test_router.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/temp_dir.h"
@@ -24,8 +26,7 @@ using ::testing::HasSubstr;
 // A child process whose stdout is read line by line; stderr is kept in a file.
 class Process {
  public:
-  explicit Process(const std::vector<std::string>& flags)
-      : stderr_path_(dir_.File("stderr")) {
+  explicit Process(const std::vector<std::string>& flags) : stderr_path_(dir_.File("stderr")) {
     std::vector<std::string> words = {std::string(CONCLAVE_BIN_DIR) + "/conclave-router"};
     words.insert(words.end(), flags.begin(), flags.end());
     std::vector<char*> argv;
@@ -91,14 +92,20 @@ TEST(RouterProcess, ServesUntilItIsTold) {
                    "--listen", "127.0.0.1:0", "--drain_seconds", "20"});
   const nlohmann::json listening = nlohmann::json::parse(process.ReadLine());
   EXPECT_EQ(listening["event"], "listening");
-  EXPECT_THAT(listening["metrics"].get<std::string>(), HasSubstr("127.0.0.1:"));
+  EXPECT_EQ(listening["metrics"], listening["http"]) << "one port for both";
+  ASSERT_OK_AND_ASSIGN(const HostPort http, ParseHostPort(listening["http"].get<std::string>()));
   EXPECT_EQ(process.ReadLine(), "{\"event\":\"ready\"}\n");
   const auto stub = v1::Inference::NewStub(MakeChannel(listening["grpc"].get<std::string>()));
 
   worker.PauseAfter(2);
   ChatCall call;
   call.reader = stub->Chat(&call.context, UserSays("hi"));
-  ASSERT_TRUE(worker.WaitForPaused());
+  RawClient stream(http.port);
+  stream.Request("POST", "/v1/chat/completions",
+                 R"({"stream": true, "messages": [{"role": "user", "content": "hi"}]})");
+  ASSERT_TRUE(worker.WaitForPaused(2));
+  EXPECT_EQ(Fetch(http.port, "GET", "/health").status, 200);
+  EXPECT_EQ(Fetch(http.port, "GET", "/metrics").status, 200);
   process.Terminate();
   // It drains: what it accepted goes on, nothing new is.
   EXPECT_TRUE(Eventually([&] {
@@ -111,8 +118,10 @@ TEST(RouterProcess, ServesUntilItIsTold) {
     }
     return refused.Finish().error_code() == grpc::StatusCode::UNAVAILABLE;
   }));
+  EXPECT_EQ(Fetch(http.port, "GET", "/health").status, 503);
   worker.Continue();
   EXPECT_OK(ReadAll(call).status);
+  EXPECT_THAT(stream.ReadResponse().body, HasSubstr("data: [DONE]"));
   EXPECT_EQ(process.Wait(), 0);
 }
 
@@ -128,11 +137,14 @@ TEST(RouterProcess, ErrorsAtTheStartAreOneLine) {
   expect_error({"--model", TestModelDir(), "--workers", "a:1", "--chat_template", "llama"},
                "chat_template is \"llama\"");
   expect_error({"--model", TestModelDir(), "--workers", "a:1,a:1"}, "names a:1 twice");
-  expect_error({"--model", TestModelDir(), "--workers", "a:1", "--metrics_listen", "nonsense"},
+  expect_error({"--model", TestModelDir(), "--workers", "a:1", "--http_listen", "nonsense"},
                "nonsense");
   FakeWorker other;
   expect_error({"--model", TestModelDir(), "--workers", "a:1", "--listen", other.target()},
                other.target());
+  expect_error({"--model", TestModelDir(), "--workers", "a:1", "--listen", "127.0.0.1:0",
+                "--http_listen", other.target()},
+               absl::StrCat("cannot listen for HTTP on ", other.target()));
 }
 
 TEST(RouterProcess, FlagsAreChecked) {
@@ -141,7 +153,8 @@ TEST(RouterProcess, FlagsAreChecked) {
         {"--model", TestModelDir()},
         {"--model", TestModelDir(), "--workers", "a:1", "--max_inflight", "0"},
         {"--model", TestModelDir(), "--workers", "a:1", "--default_mode", "sometimes"},
-        {"--model", TestModelDir(), "--workers", "a:1", "--log_level", "loud"}}) {
+        {"--model", TestModelDir(), "--workers", "a:1", "--log_level", "loud"},
+        {"--model", TestModelDir(), "--workers", "a:1", "--http_threads", "0"}}) {
     Process process(flags);
     EXPECT_EQ(process.ReadLine(), "");
     EXPECT_NE(process.Wait(), 0);

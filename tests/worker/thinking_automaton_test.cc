@@ -220,6 +220,46 @@ TEST(ThinkingAutomatonTest, DisabledSeesNothing) {
   }());
 }
 
+ThinkingAutomatonOptions WithPrefix(int64_t budget) {
+  ThinkingAutomatonOptions options = Options(budget);
+  options.answer_prefix_ids = {kToolCall, '{'};
+  options.answer_separator_ids = {'\n'};
+  return options;
+}
+
+TEST(ThinkingAutomatonTest, AnAnswersPrefixIsForcedOnceWhereTheAnswerBegins) {
+  // No thinking: at once.
+  ThinkingAutomaton off(WithPrefix(-1), ByteOf);
+  ASSERT_TRUE(off.must_force());
+  EXPECT_THAT(off.forced_ids(), ElementsAre(kToolCall, '{'));
+  off.OnForced();
+  EXPECT_TRUE(off.state().in_tool_call);
+  EXPECT_EQ(off.state().forced, 0);
+
+  ThinkingAutomatonOptions options = WithPrefix(2);
+  options.starts_inside = true;
+  ThinkingAutomaton natural = After(options, {'a', kEndThink});
+  ASSERT_TRUE(natural.must_force());
+  EXPECT_THAT(natural.forced_ids(), ElementsAre('\n', kToolCall, '{'));
+  natural.OnForced();
+  EXPECT_EQ(natural.state().ended_by, ThinkingEndedBy::kNatural);
+  EXPECT_EQ(natural.state().forced, 0);
+  // A second block ends without a second prefix.
+  for (const uint32_t id : {uint32_t{'}'}, kEndToolCall, kThink, kEndThink}) natural.OnSampled(id);
+  EXPECT_FALSE(natural.must_force());
+
+  ThinkingAutomaton cut = After(options, {'a', 'b'});
+  ASSERT_TRUE(cut.must_force());
+  EXPECT_THAT(cut.forced_ids(), ElementsAre('.', kEndThink, '\n', kToolCall, '{'));
+  // Whoever takes over forces the same.
+  ThinkingAutomaton other(options, ByteOf);
+  other.Restore(cut.state(), 2);
+  EXPECT_THAT(other.forced_ids(), ElementsAre('.', kEndThink, '\n', kToolCall, '{'));
+  cut.OnForced();
+  EXPECT_EQ(cut.state().forced, 2);
+  EXPECT_EQ(cut.state().ended_by, ThinkingEndedBy::kBudget);
+}
+
 // Random ids, some of them control tokens, against every invariant after each one.
 TEST(ThinkingAutomatonTest, InvariantsHoldForRandomStreams) {
   const std::vector<uint32_t> splitting = IdsThatSplitCharacters(ByteOf, kNumIds);

@@ -11,6 +11,7 @@ from conversation import Sample
 # share of training samples; copying lives in chat_skills, it teaches tool arguments
 SKILL_SHARES = {"arithmetic": 0.80, "tools": 0.08, "chat": 0.12}
 LANGUAGES = (["en", "zh", "es", "fr", "de"], [68, 22, 4, 3, 3])
+FOLLOW_UP_LANGUAGES = ("en", "zh")  # that phrasing.follow_up speaks
 SYSTEM_PROMPTS = [
     "You are a helpful assistant.", "You are a helpful assistant.", "You are a calculator.",
     "Be brief.", "You are Conclave's demo model.", "你是一个有用的助手。", "Answer the question.",
@@ -79,11 +80,13 @@ def sample_arithmetic(rng: random.Random, max_operands: int = 6, held_out: bool 
     sampler = sample_held_out_problem if held_out else (
         lambda rng, n: sample_training_problem(rng, n, easy=direct))
     language = language or rng.choices(*LANGUAGES)[0]
+    if follow_up and language not in FOLLOW_UP_LANGUAGES:
+        language = "en"
     if num_operands is None:
         sizes, weights = DIRECT_OPERANDS if direct else NUM_OPERANDS
         num_operands = rng.choices(sizes[: max_operands - 1], weights[: max_operands - 1])[0]
     if follow_up is None:
-        follow_up = language in ("en", "zh") and rng.random() < 0.14
+        follow_up = language in FOLLOW_UP_LANGUAGES and rng.random() < 0.14
     while follow_up:
         messages, value = _arithmetic_history(rng, language, sample_training_problem)
         if not -9999 <= value <= 9999:

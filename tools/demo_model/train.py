@@ -47,7 +47,7 @@ def parse_args():
     parser.add_argument("--merges", type=int, default=980)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2, help="data-parallel, one thread each")
-    parser.add_argument("--resume", type=Path, 
+    parser.add_argument("--resume", type=Path,
                         help="go on from an earlier run: its state, or the folder of its checkpoint")
     parser.add_argument("--state", type=Path, help="where to keep the FP32 training weights")
     parser.add_argument("--port", type=int, default=29531, help="where the processes meet")
