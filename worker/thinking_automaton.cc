@@ -111,6 +111,7 @@ void ThinkingAutomaton::OnSampled(uint32_t id) {
   ++num_generated_;
   if (!options_.enabled) return;
   CHECK(state_.phase != ThinkingPhase::kForcing) << "sampled while ids were to be forced";
+  const bool was_in_call = state_.in_tool_call;
   TrackToolCall(id);
   const bool thinking = state_.phase == ThinkingPhase::kThinking;
   if (thinking && id == options_.end_id) {
@@ -121,9 +122,8 @@ void ThinkingAutomaton::OnSampled(uint32_t id) {
     if (prefix_due()) StartForcing();
   } else if (thinking) {
     // A call written inside the block is not thinking: it may be long, and must not be cut.
-    const bool of_call =
-        state_.in_tool_call || (has_tool_tags() && id == options_.tool_call_end_id);
-    if (of_call) {
+    // Its closing tag is of the call; one that closes nothing is an id like any other.
+    if (was_in_call || state_.in_tool_call) {
       state_.partial_utf8.clear();  // a tag ends whatever character was open
     } else {
       ++state_.used;

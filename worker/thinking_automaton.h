@@ -43,7 +43,7 @@ struct ThinkingAutomatonOptions {
 // What a request carries when it moves to another worker.
 struct ThinkingSnapshot {
   ThinkingPhase phase = ThinkingPhase::kOutside;
-  int64_t used = 0;    // ids the model chose inside thinking; start, end, tool calls not counted
+  int64_t used = 0;  // ids the model chose inside a block; its two marks and tool calls not counted
   int64_t forced = 0;  // ids forced; end_id not counted
   ThinkingEndedBy ended_by = ThinkingEndedBy::kNone;
   int64_t budget = -1;  // in force now

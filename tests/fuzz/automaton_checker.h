@@ -151,6 +151,7 @@ class AutomatonChecker {
 
   // What kind of id the model chose.
   void Account(uint32_t id) {
+    const bool was_in_call = in_call_;
     TrackCall(id);
     called_ |= in_call_;
     if (inside_ && id == options_.end_id) {
@@ -158,8 +159,7 @@ class AutomatonChecker {
       ended_naturally_ = answer_begins_ = true;
       ++marks_;
     } else if (inside_) {
-      const bool of_call =
-          in_call_ || (options_.tool_call_start_id != 0 && id == options_.tool_call_end_id);
+      const bool of_call = was_in_call || in_call_;
       ++(of_call ? call_ids_ : used_);
       if (of_call || CheckerBytes(id).empty()) {
         character_ = Utf8Repairer();

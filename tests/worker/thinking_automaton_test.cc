@@ -220,6 +220,12 @@ TEST(ThinkingAutomatonTest, DisabledSeesNothing) {
   }());
 }
 
+TEST(ThinkingAutomatonTest, AClosingTagThatClosesNothingIsCounted) {
+  const ThinkingAutomaton automaton = After(Options(2), {kThink, kEndToolCall, kEndToolCall});
+  EXPECT_EQ(automaton.state().used, 2);
+  EXPECT_TRUE(automaton.must_force());
+}
+
 ThinkingAutomatonOptions WithPrefix(int64_t budget) {
   ThinkingAutomatonOptions options = Options(budget);
   options.answer_prefix_ids = {kToolCall, '{'};
