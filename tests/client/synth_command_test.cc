@@ -14,9 +14,9 @@
 #include "model/synthetic_tokenizer.h"
 #include "model/weight_catalog.h"
 #include "tests/support/status_matchers.h"
+#include "tests/support/temp_dir.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
-#include "tests/support/temp_dir.h"
 
 namespace conclave {
 namespace {

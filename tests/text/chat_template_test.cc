@@ -9,9 +9,9 @@
 
 #include "nlohmann/json.hpp"
 #include "tests/support/status_matchers.h"
+#include "tests/support/temp_dir.h"
 #include "tests/text/text_test_data.h"
 #include "text/thinking_mode.h"
-#include "tests/support/temp_dir.h"
 
 namespace conclave {
 namespace {

@@ -9,10 +9,10 @@
 
 #include "nlohmann/json.hpp"
 #include "tests/support/status_matchers.h"
+#include "tests/support/temp_dir.h"
 #include "tests/text/text_test_data.h"
 #include "text/pretokenizer.h"
 #include "text/utf8.h"
-#include "tests/support/temp_dir.h"
 
 namespace conclave {
 namespace {
