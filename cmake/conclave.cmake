@@ -60,6 +60,10 @@ function(conclave_binary name)
   add_executable(${name} main.cc)
   target_compile_options(${name} PRIVATE ${CONCLAVE_WARNINGS})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS})
+  if(CONCLAVE_SANITIZER STREQUAL "thread")  # tests start it, and read what it says
+    target_sources(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests/support/absl_tsan.cc)
+    target_link_options(${name} PRIVATE -rdynamic)
+  endif()
   # ./dev bundle puts libraries there. RPATH, not RUNPATH: it also serves the libraries' own needs.
   set_target_properties(${name} PROPERTIES BUILD_RPATH "$ORIGIN/../lib")
   target_link_options(${name} PRIVATE -Wl,--disable-new-dtags)
