@@ -46,7 +46,7 @@ void KeepCallbackThreads() {
     grpc::ClientUnaryReactor reactor;
   };
   // Atomic, so that the pointer is kept although nobody reads it: what it points to is no leak.
-  static std::atomic<IdleCall*> idle = [] {
+  [[maybe_unused]] static std::atomic<IdleCall*> idle = [] {
     auto* call = new IdleCall;
     grpc::GenericStub stub(
         grpc::CreateChannel("unix:/nonexistent", grpc::InsecureChannelCredentials()));
