@@ -12,7 +12,7 @@ Every case is a folder with config.json, the weights and golden.json:
 logprobs[i] = log p(ids[i + 1] | ids[: i + 1]); top_id[i] is the argmax after ids[: i + 1] and
 top_margin[i] its lead in logits over the second; gate_margin[i] is the smallest lead, over the MoE
 layers, in gate logits of the last chosen expert over the first not chosen: where it is tiny, rounding
-may choose another expert. Greedy output ends after an eos id, which is included.
+may choose another expert. Greedy prompts are drawn until no step and no gate is near a tie. Greedy output ends after an eos id, which is included.
 
 The arithmetic is FP32 throughout (eager attention) on the weights an engine holds: rounded to BF16;
 FP8 weights are value * block scale in FP32, then BF16. Only transformers' own classes compute.
@@ -33,9 +33,13 @@ import checkpoints
 from checkpoints import Case
 
 SEQUENCE_LENGTHS = (1, 17, 150)
-GREEDY_PROMPT_LENGTHS = (1, 9, 40)
-GREEDY_TOKENS = 24
-MIN_GREEDY_MARGIN = 0.08  # in logits; other prompts are drawn until every step has it
+GREEDY_PROMPT_LENGTHS = (1, 9, 20)
+GREEDY_TOKENS = 8
+# In logits. An engine that rounds to BF16 is within 0.19 of a logprob (tests/worker/hf_parity_test.cc),
+# so that a smaller lead, or an expert chosen by a hair, is a toss-up.
+MIN_GREEDY_MARGIN = 0.2
+MIN_GATE_MARGIN = 0.03
+MIN_PROMPT_GATE_MARGIN = 0.01  # of earlier positions, which a step only attends to
 
 _FP8 = {"hidden_size": 192, "head_dim": 32, "num_attention_heads": 6, "num_key_value_heads": 2,
         "intermediate_size": 320, "tie_word_embeddings": True}  # 192 x 320: ragged 128 x 128 blocks
@@ -143,30 +147,42 @@ def sequence_golden(case: Case, model, ids: list[int]) -> dict:
         "final_logits_first16": rounded(logits[-1, :16]),
     }
     if case.moe:
-        margins = []
-        for gate_logits in out.router_logits:
-            ordered = gate_logits.float().sort(dim=-1, descending=True).values
-            k = model.config.num_experts_per_tok
-            margins.append(ordered[:, k - 1] - ordered[:, k])
-        golden["gate_margin"] = rounded(torch.stack(margins).min(0).values, 4)
+        golden["gate_margin"] = gate_margins(model, out)
     return golden
 
 
+def gate_margins(model, out) -> list[float]:
+    """Of every position, the smallest over the MoE layers."""
+    margins, k = [], model.config.num_experts_per_tok
+    for gate_logits in out.router_logits:
+        ordered = gate_logits.float().sort(dim=-1, descending=True).values
+        margins.append(ordered[:, k - 1] - ordered[:, k])
+    return rounded(torch.stack(margins).min(0).values, 4)
+
+
 @torch.no_grad()
-def greedy_golden(model, prompt: list[int]) -> dict:
+def greedy_golden(case: Case, model, prompt: list[int]) -> tuple[dict, bool]:
+    """-> (golden, whether no choice in it was a toss-up)."""
     out = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
                          do_sample=False, max_new_tokens=GREEDY_TOKENS, return_dict_in_generate=True,
                          output_logits=True, pad_token_id=0)
     best = [step[0].float().topk(2).values for step in out.logits]
-    return {"prompt_ids": prompt, "output_ids": out.sequences[0, len(prompt):].tolist(),
-            "margins": rounded((values[0] - values[1] for values in best), 4)}
+    golden = {"prompt_ids": prompt, "output_ids": out.sequences[0, len(prompt):].tolist(),
+              "margins": rounded((values[0] - values[1] for values in best), 4)}
+    clear = min(golden["margins"]) >= MIN_GREEDY_MARGIN
+    if case.moe:
+        again = model(input_ids=out.sequences, use_cache=False, output_router_logits=True)
+        margins = gate_margins(model, again)[:-1]
+        clear &= min(margins) >= MIN_PROMPT_GATE_MARGIN
+        clear &= min(margins[len(prompt) - 1 :]) >= MIN_GATE_MARGIN
+    return golden, clear
 
 
-def find_greedy(model, rng: random.Random, length: int, vocab_size: int) -> dict:
+def find_greedy(case: Case, model, rng: random.Random, length: int, vocab_size: int) -> dict:
     """A prompt whose continuation has no near tie and is not one token over and over."""
-    for _ in range(400):
-        golden = greedy_golden(model, [rng.randrange(3, vocab_size) for _ in range(length)])
-        if min(golden["margins"]) >= MIN_GREEDY_MARGIN and len(set(golden["output_ids"])) >= 8:
+    for _ in range(4000):
+        golden, clear = greedy_golden(case, model, [rng.randrange(3, vocab_size) for _ in range(length)])
+        if clear and len(golden["output_ids"]) == GREEDY_TOKENS and len(set(golden["output_ids"])) >= 5:
             return golden
     raise RuntimeError("no prompt with clear margins; choose another seed")
 
@@ -186,7 +202,7 @@ def make_case(case: Case, out: Path) -> None:
         "model_class": type(model).__name__,
         "sequences": [sequence_golden(case, model, [rng.randrange(vocab_size) for _ in range(length)])
                       for length in SEQUENCE_LENGTHS],
-        "greedy": [find_greedy(model, rng, length, vocab_size) for length in GREEDY_PROMPT_LENGTHS],
+        "greedy": [find_greedy(case, model, rng, length, vocab_size) for length in GREEDY_PROMPT_LENGTHS],
     }
     (folder / "golden.json").write_text(json.dumps(golden) + "\n")
     size = sum(path.stat().st_size for path in folder.iterdir())
