@@ -67,6 +67,12 @@ inline constexpr int kDefaultMaxWaitingSequences = 4096;
 inline constexpr int kDefaultMaxStepTokens = 512;
 inline constexpr int kMaxStepTokens = 8192;
 inline constexpr int kKvBlockTokens = 16;
+// Requests that only fill the prefix cache, which wait until a worker has nothing else to do. They
+// hold no KV block while they wait, and the oldest of more would rarely get its turn.
+inline constexpr int kMaxBackgroundRequests = 16;
+// Tokens of one of their steps: a request that comes in the middle waits for hardly longer than a
+// step that decodes one token, for up to so many rows both are bound by reading the weights.
+inline constexpr int kBackgroundStepTokens = 32;
 // Token events one request may have unsent before its sequence pauses for a slow reader.
 inline constexpr int kMaxUnsentTokens = 65536;
 

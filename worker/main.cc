@@ -45,6 +45,10 @@ int main(int argc, char** argv) {
                  "Tokens of one forward pass: the size of a prefill chunk")
       ->check(CLI::Range(1, conclave::limits::kMaxStepTokens))
       ->capture_default_str();
+  app.add_option("--prefix_cache", options.runtime.prefix_cache,
+                 "Keep the KV blocks of finished requests until memory is needed: a prompt that "
+                 "begins with the same tokens skips them; true or false")
+      ->capture_default_str();
   app.add_option("--shard_wait_seconds", shard_wait_seconds,
                  "How long requests wait for a lost expert shard before they fail")
       ->check(CLI::NonNegativeNumber)

@@ -154,6 +154,7 @@ absl::Status WorkerRuntime::Load(Metrics& metrics,
   engine.max_running = options_.max_running;
   engine.max_waiting = options_.max_waiting;
   engine.max_step_tokens = options_.max_step_tokens;
+  engine.prefix_cache = options_.prefix_cache;
   engine.token_bytes = [this](uint32_t id) {
     return vocabulary_.has_value() ? vocabulary_->Bytes(id) : absl::string_view();
   };

@@ -37,6 +37,7 @@ struct WorkerRuntimeOptions {
   int max_running = limits::kDefaultMaxRunningSequences;
   int max_waiting = limits::kDefaultMaxWaitingSequences;
   int max_step_tokens = limits::kDefaultMaxStepTokens;
+  bool prefix_cache = true;
   absl::Duration shard_wait = limits::kDefaultShardWait;
 };
 

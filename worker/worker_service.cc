@@ -64,6 +64,7 @@ grpc::ServerUnaryReactor* WorkerService::Describe(grpc::CallbackServerContext* c
     response->set_kv_blocks_used(static_cast<uint64_t>(load.kv_blocks_used));
     response->set_kv_blocks_total(static_cast<uint64_t>(engine->options().num_kv_blocks));
     response->set_max_context(static_cast<uint32_t>(engine->options().limits.max_context));
+    response->set_prefix_cache(engine->options().prefix_cache);
     response->set_tokens_per_second(load.tokens_per_second);
   }
   if (experts != nullptr) {
