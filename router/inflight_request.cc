@@ -24,25 +24,42 @@ void InflightRequest::Admitted(std::shared_ptr<TokenSource> source,
   forget_ = std::move(forget);
 }
 
-void InflightRequest::Begin(const PreparedRequest& prepared) {
+void InflightRequest::Begin(PreparedRequest prepared) {
+  v1::TokenRequest tokens = prepared.tokens;
+  tokens.set_request_id(info_.id);
   absl::AnyInvocable<void()> step;
   {
     absl::MutexLock lock(&mutex_);
     if (ended_) return;
     begun_ = true;
     thinking_ = prepared.thinking;
-    v1::Started started;
-    started.set_request_id(info_.id);
-    started.set_model(info_.model);
-    *started.mutable_thinking() = prepared.thinking;
-    started.set_seed(prepared.tokens.sampling().seed());
-    started.set_prompt_tokens(prepared.tokens.prompt_ids_size());
-    events_->Start(prepared, started);
+    prepared_ = std::move(prepared);
     step = NextStep();
   }
-  v1::TokenRequest tokens = prepared.tokens;
-  tokens.set_request_id(info_.id);
   source_->Start(std::move(tokens), info_.deadline);
+  if (step != nullptr) step();
+}
+
+void InflightRequest::Start() {
+  if (!prepared_.has_value()) return;
+  v1::Started started;
+  started.set_request_id(info_.id);
+  started.set_model(info_.model);
+  *started.mutable_thinking() = prepared_->thinking;
+  started.set_seed(prepared_->tokens.sampling().seed());
+  started.set_prompt_tokens(prepared_->tokens.prompt_ids_size());
+  events_->Start(*prepared_, started);
+  prepared_.reset();
+}
+
+void InflightRequest::OnAccepted() {
+  absl::AnyInvocable<void()> step;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (ended_) return;
+    Start();
+    step = NextStep();
+  }
   if (step != nullptr) step();
 }
 
@@ -110,6 +127,7 @@ void InflightRequest::OnTokens(v1::TokenEvent event) {
     absl::MutexLock lock(&mutex_);
     if (ended_) return;
     reading_ = false;
+    Start();
     const bool had_answer = events_->any_answer();
     stopped = events_->Push(event);
     ObserveTokens(event, !had_answer && events_->any_answer());
@@ -157,6 +175,7 @@ absl::Status InflightRequest::CancelByControl() {
     absl::MutexLock lock(&mutex_);
     if (ended_) return absl::NotFoundError("the request has finished");
     if (begun_) {
+      Start();
       Finish(v1::CHAT_FINISH_REASON_CANCELLED);
     } else {
       EndWith(absl::CancelledError("cancelled by Control before it began"));

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/base/thread_annotations.h"
@@ -41,7 +42,7 @@ class InflightRequest final : public RequestHandle,
   void Admitted(std::shared_ptr<TokenSource> source, std::unique_ptr<Admission::Ticket> ticket,
                 absl::AnyInvocable<void()> forget);
   // Then one of the two: it was tokenized, or something was wrong with it.
-  void Begin(const PreparedRequest& prepared);
+  void Begin(PreparedRequest prepared);
   void Fail(absl::Status status);
 
   void Next() override;
@@ -52,9 +53,12 @@ class InflightRequest final : public RequestHandle,
   void Control(const v1::ControlRequest& request, TokenSource::Done done);
 
  private:
+  void OnAccepted() override;
   void OnTokens(v1::TokenEvent event) override;
   void OnEnd(absl::Status status) override { Fail(std::move(status)); }
 
+  // Makes the event `started`, unless that was done.
+  void Start() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ObserveTokens(const v1::TokenEvent& event, bool first_answer)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // `finished` goes out, then OK.
@@ -72,7 +76,8 @@ class InflightRequest final : public RequestHandle,
   const std::unique_ptr<RequestEvents> events_ ABSL_PT_GUARDED_BY(mutex_);
   absl::AnyInvocable<void()> forget_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<Admission::Ticket> ticket_ ABSL_GUARDED_BY(mutex_);
-  v1::ThinkingReport thinking_ ABSL_GUARDED_BY(mutex_);  // as resolved, for labels
+  std::optional<PreparedRequest> prepared_ ABSL_GUARDED_BY(mutex_);  // from Begin to Start
+  v1::ThinkingReport thinking_ ABSL_GUARDED_BY(mutex_);              // as resolved, for labels
   bool begun_ ABSL_GUARDED_BY(mutex_) = false;
   bool wanted_ ABSL_GUARDED_BY(mutex_) = false;   // a Next() waits
   bool reading_ ABSL_GUARDED_BY(mutex_) = false;  // a Read() waits

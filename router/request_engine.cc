@@ -100,7 +100,7 @@ void RequestEngine::Prepared(InflightRequest& inflight, const std::string& api_k
                              absl::StatusOr<PreparedRequest> prepared) {
   if (!prepared.ok()) return inflight.Fail(prepared.status());
   budgets_.Apply(api_key, &*prepared);
-  inflight.Begin(*prepared);
+  inflight.Begin(*std::move(prepared));
 }
 
 absl::Status RequestEngine::RunLong(TaskRunner::Task task) {

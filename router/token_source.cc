@@ -124,10 +124,10 @@ v1::TokenRequest TokenSource::NextRequest() const {
 }
 
 void TokenSource::NextWorker() {
-  if (!accepted()) wanted_.fingerprint.clear();
+  if (events_ == 0) wanted_.fingerprint.clear();
   std::unique_ptr<WorkerLease> lease = pool_->Acquire(wanted_);
   if (lease == nullptr) {
-    if (!refusal_.ok() && !accepted()) return End(refusal_);
+    if (!refusal_.ok() && !accepted_) return End(refusal_);
     return WaitForWorker();
   }
   ++attempts_;
@@ -146,7 +146,7 @@ void TokenSource::NextWorker() {
 void TokenSource::WaitForWorker() {
   const absl::Time now = absl::Now();
   if (give_up_ == absl::InfinitePast()) {
-    give_up_ = now + (accepted() ? options_.failover_wait : options_.first_worker_wait);
+    give_up_ = now + (accepted_ ? options_.failover_wait : options_.first_worker_wait);
   }
   if (now >= deadline_) {
     return End(absl::DeadlineExceededError("the deadline passed while no worker was ready"));
@@ -184,16 +184,29 @@ void TokenSource::Remember(const v1::TokenEvent& event) {
   if (pending_budget_.has_value() && state.budget() == *pending_budget_) pending_budget_.reset();
 }
 
+bool TokenSource::Accept() {
+  refusal_ = absl::OkStatus();
+  wanted_.not_these.clear();
+  give_up_ = absl::InfinitePast();
+  return !std::exchange(accepted_, true);
+}
+
+void TokenSource::OnStreamAccepted(WorkerStream* stream) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (stream != stream_.get() || closed_ || !Accept()) return;
+  }
+  if (const std::shared_ptr<Listener> listener = listener_.lock()) listener->OnAccepted();
+}
+
 void TokenSource::OnStreamEvent(WorkerStream* stream, v1::TokenEvent event) {
   const std::shared_ptr<Listener> listener = listener_.lock();
   {
     absl::MutexLock lock(&mutex_);
     if (stream != stream_.get()) return;
     wants_read_ = false;
+    Accept();
     Remember(event);
-    refusal_ = absl::OkStatus();
-    wanted_.not_these.clear();
-    give_up_ = absl::InfinitePast();
     // The request left the queue once, whatever queue it passes again.
     if (started_) {
       event.clear_started();

@@ -31,14 +31,17 @@ struct TokenSourceOptions {
 // The tokens of one request, from whichever worker: when a worker is lost, the prompt and what was
 // generated go to another, and the events continue with no token lost, doubled or changed.
 //
-// Pull-driven: each Read() is answered by exactly one OnTokens or OnEnd, never called under a lock
-// of ours. Thread-safe.
+// Pull-driven: each Read() is answered by exactly one OnTokens or OnEnd. Nothing is called under a
+// lock of ours. Thread-safe.
 class TokenSource final : public WorkerStream::Listener,
                           public std::enable_shared_from_this<TokenSource> {
  public:
   class Listener {
    public:
     virtual ~Listener() = default;
+    // A worker took the request: from here on a refusal is no longer possible. At most once, also
+    // without a Read(), maybe beside the first OnTokens, which says the same.
+    virtual void OnAccepted() = 0;
     // The last one has a finish_reason; then no Read() is needed any more.
     virtual void OnTokens(v1::TokenEvent event) = 0;
     // INVALID_ARGUMENT, DEADLINE_EXCEEDED, ... of the worker; RESOURCE_EXHAUSTED if every worker
@@ -67,6 +70,7 @@ class TokenSource final : public WorkerStream::Listener,
   enum class Phase { kNew, kWaiting, kStreaming, kEnded };
   struct ControlCall;
 
+  void OnStreamAccepted(WorkerStream* stream) override;
   void OnStreamEvent(WorkerStream* stream, v1::TokenEvent event) override;
   void OnStreamEnd(WorkerStream* stream, absl::Status status) override;
 
@@ -82,7 +86,8 @@ class TokenSource final : public WorkerStream::Listener,
   void SetPhase(Phase phase) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   v1::TokenRequest NextRequest() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Remember(const v1::TokenEvent& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  bool accepted() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return events_ > 0; }
+  // True for the first acceptance.
+  bool Accept() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   // Calls the listener if a Read() waits for what has ended.
   void DeliverEnd();
@@ -103,6 +108,7 @@ class TokenSource final : public WorkerStream::Listener,
   v1::TokenRequest request_ ABSL_GUARDED_BY(mutex_);  // generated_ids grows with the events
   std::string worker_request_id_ ABSL_GUARDED_BY(mutex_);
   absl::Time deadline_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
+  bool accepted_ ABSL_GUARDED_BY(mutex_) = false;  // by any worker
   int64_t events_ ABSL_GUARDED_BY(mutex_) = 0;
   bool started_ ABSL_GUARDED_BY(mutex_) = false;  // some worker took it out of its queue
   // Asked by the client and not yet seen in a worker's state.

@@ -47,6 +47,11 @@ void WorkerStream::Cancel() {
   RemoveHold();
 }
 
+void WorkerStream::OnReadInitialMetadataDone(bool ok) {
+  // Not ok: the call ended with nothing but its status.
+  if (ok) listener_->OnStreamAccepted(this);
+}
+
 void WorkerStream::OnReadDone(bool ok) {
   {
     absl::MutexLock lock(&mutex_);

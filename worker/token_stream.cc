@@ -32,6 +32,21 @@ TokenStream::Create() {
   return {stream, reactor};
 }
 
+void TokenStream::Open(bool accepted) {
+  Reactor* reactor = nullptr;
+  {
+    absl::MutexLock lock(&mutex_);
+    reactor = reactor_;  // Finish was not called, so gRPC keeps it
+  }
+  // Before any write: events may be there already, and wait for opened_.
+  if (accepted) reactor->StartSendInitialMetadata();
+  {
+    absl::MutexLock lock(&mutex_);
+    opened_ = true;
+  }
+  Advance();
+}
+
 void TokenStream::OnEvent(v1::TokenEvent event) {
   {
     absl::MutexLock lock(&mutex_);
@@ -93,7 +108,7 @@ void TokenStream::Advance() {
   grpc::Status status;
   {
     absl::MutexLock lock(&mutex_);
-    if (writing_ || finished_ || reactor_ == nullptr) return;
+    if (!opened_ || writing_ || finished_ || reactor_ == nullptr) return;
     if (!unsent_.empty()) {
       writing_ = true;
       event = &unsent_.front();  // stays in place while others are pushed behind it

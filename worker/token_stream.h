@@ -18,9 +18,13 @@ namespace conclave {
 // empty it; it outlives the reactor for as long as the engine holds it.
 class TokenStream final : public TokenSink {
  public:
-  // With the reactor to hand back to gRPC, which deletes itself.
+  // With the reactor to hand back to gRPC, which deletes itself. Nothing is written before Open.
   static std::pair<std::shared_ptr<TokenStream>, grpc::ServerWriteReactor<v1::TokenEvent>*>
   Create();
+
+  // Once, after the engine accepted the request, which the caller learns at once by the initial
+  // metadata; or after OnDone if it did not.
+  void Open(bool accepted);
 
   void OnEvent(v1::TokenEvent event) override;
   void OnDone(const absl::Status& status) override;
@@ -41,6 +45,7 @@ class TokenStream final : public TokenSink {
   Reactor* reactor_ ABSL_GUARDED_BY(mutex_) = nullptr;         // null once gRPC is done with it
   std::deque<v1::TokenEvent> unsent_ ABSL_GUARDED_BY(mutex_);  // front: being written
   int64_t unsent_ids_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool opened_ ABSL_GUARDED_BY(mutex_) = false;
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   bool done_ ABSL_GUARDED_BY(mutex_) = false;  // no more events

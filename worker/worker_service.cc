@@ -79,13 +79,12 @@ grpc::ServerWriteReactor<v1::TokenEvent>* WorkerService::Generate(
     grpc::CallbackServerContext* context, const v1::TokenRequest* request) {
   const absl::StatusOr<Engine*> engine = LoadedEngine();
   auto [stream, reactor] = TokenStream::Create();
-  if (!engine.ok()) {
-    stream->OnDone(engine.status());
-    return reactor;
+  absl::Status accepted = engine.status();
+  if (accepted.ok()) {
+    accepted = (*engine)->Submit(*request, absl::FromChrono(context->deadline()), stream);
   }
-  const absl::Status accepted =
-      (*engine)->Submit(*request, absl::FromChrono(context->deadline()), stream);
   if (!accepted.ok()) stream->OnDone(accepted);
+  stream->Open(accepted.ok());
   return reactor;
 }
 

@@ -234,6 +234,7 @@ grpc::Status FakeWorker::Generate(grpc::ServerContext* context, const v1::TokenR
       return ToGrpcStatus(absl::AlreadyExistsError("request_id is in flight"));
     }
   }
+  writer->SendInitialMetadata();  // accepted
   const grpc::Status status = Run(*context, *request, *writer);
   absl::MutexLock lock(&mutex_);
   running_.erase(request->request_id());
