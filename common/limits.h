@@ -48,6 +48,8 @@ inline constexpr size_t kMaxRequestIdBytes = 128;
 inline constexpr int kDefaultMaxInflightRequests = 4096;
 // Attempts at one request on different workers before it fails.
 inline constexpr int kMaxWorkerAttempts = 4;
+// Chunks of prompts whose worker the router remembers: 8 million tokens, about 12 MiB.
+inline constexpr size_t kMaxPrefixMapChunks = 1 << 17;
 // A request with more text is tokenized outside gRPC's threads: 64 KiB take ~30 ms.
 inline constexpr size_t kMaxInlinePromptBytes = 64 << 10;
 

@@ -95,6 +95,11 @@ void DefineFlags(CLI::App& app, Flags* flags) {
                  "Tokens of a thinking budget that a queue takes nothing from")
       ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
+  app.add_option("--prefix_tokens_per_request", flags->pool.tokens_per_request,
+                 "Cached tokens of a prompt for which a worker may have one request more than "
+                 "another and still gets it")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
   app.add_option("--failover_wait_seconds", flags->failover_wait_seconds,
                  "How long a request that lost its worker waits for one")
       ->check(CLI::Range(0.0, 3600.0))

@@ -73,6 +73,18 @@ void RouterMetrics::CountRequest(absl::string_view method, absl::StatusCode outc
       .Increment();
 }
 
+void RouterMetrics::CountPrefixRoute(PrefixRoute route) {
+  const char* label = route == PrefixRoute::kCached     ? "cached"
+                      : route == PrefixRoute::kBalanced ? "balanced"
+                                                        : "unknown";
+  metrics_
+      ->Counter("conclave_router_prefix_routes_total",
+                "Requests sent to a worker: to one that has seen the prompt's beginning (cached), "
+                "to another for balance, or unknown",
+                {{"route", label}})
+      .Increment();
+}
+
 void RouterMetrics::CountTokens(absl::string_view kind, absl::string_view help,
                                 absl::string_view mode, uint32_t count) {
   metrics_

@@ -15,6 +15,13 @@ absl::string_view ThinkingEndLabel(v1::ThinkingEnd end);
 // "ok", "cancelled", ...: the status code in small letters.
 std::string OutcomeLabel(absl::StatusCode code);
 
+// Where a request went, seen from its prompt's beginning.
+enum class PrefixRoute {
+  kCached,    // to a worker that has most of it
+  kBalanced,  // elsewhere, for that one has too much to do or cannot be used
+  kUnknown,   // no worker is known to have it
+};
+
 // Every metric of the router. Counters of tokens are the sums of the usages that were returned in
 // `finished`, nothing else: a request that failed counts in requests_total alone. Thread-safe.
 class RouterMetrics {
@@ -26,6 +33,7 @@ class RouterMetrics {
   // Usage and thinking report of one request as the client got them.
   void CountFinished(const v1::Finished& finished);
   void CountFailover() { failovers_.Increment(); }
+  void CountPrefixRoute(PrefixRoute route);
   void CountDrain() { drains_.Increment(); }
 
   void ObserveFirstToken(absl::Duration since_start);

@@ -58,6 +58,7 @@ void TokenSource::Start(v1::TokenRequest request, absl::Time deadline) {
   if (phase_ == Phase::kEnded) return;
   worker_request_id_ = MakeWorkerRequestId(request.request_id());
   request_ = std::move(request);
+  wanted_.prefix = PrefixMap::KeysOf(request_.prompt_ids());
   deadline_ = deadline;
   NextWorker();
 }

@@ -24,7 +24,10 @@ void WorkerLease::ReportFailure(const absl::Status& status) {
 void WorkerLease::ReportSuccess() { pool_->ReportSuccess(worker_); }
 
 WorkerPool::WorkerPool(WorkerPoolOptions options, v1::ModelInfo model, RouterMetrics* metrics)
-    : options_(std::move(options)), model_(std::move(model)), metrics_(metrics) {
+    : options_(std::move(options)),
+      model_(std::move(model)),
+      metrics_(metrics),
+      prefixes_(limits::kMaxPrefixMapChunks) {
   absl::MutexLock lock(&mutex_);
   for (const std::string& target : options_.targets) {
     Worker& worker = workers_.emplace_back();
@@ -48,25 +51,38 @@ bool WorkerPool::Idle() const {
 
 // ---- choosing ----
 
-int WorkerPool::FindBest(const Wanted& wanted) const {
-  int best = -1;
-  int64_t best_load = 0;
+bool WorkerPool::CanUse(int worker, const Wanted& wanted) const {
+  if (!workers_[worker].up || wanted.not_these.contains(worker)) return false;
+  return wanted.fingerprint.empty() ||
+         wanted.fingerprint == workers_[worker].description.model().fingerprint();
+}
+
+int64_t WorkerPool::LoadOf(const Worker& worker) const {
+  // What the worker reported holds the requests that were ours then; the rest is other routers'.
+  const int64_t reported = int64_t{worker.description.running()} + worker.description.waiting();
+  return worker.inflight + std::max<int64_t>(0, reported - worker.inflight_at_poll);
+}
+
+std::vector<int64_t> WorkerPool::CachedTokens(const Wanted& wanted) const {
+  std::vector<int64_t> cached = prefixes_.CommonTokens(wanted.prefix, num_workers());
   for (int i = 0; i < num_workers(); ++i) {
+    if (!workers_[i].description.prefix_cache()) cached[i] = 0;
+  }
+  return cached;
+}
+
+int WorkerPool::FindBest(const Wanted& wanted, const std::vector<int64_t>& cached) const {
+  int best = -1;
+  int64_t best_cost = 0;
+  for (int i = 0; i < num_workers(); ++i) {
+    if (!CanUse(i, wanted)) continue;
     const Worker& worker = workers_[i];
-    if (!worker.up || wanted.not_these.contains(i)) continue;
-    const v1::WorkerDescription& description = worker.description;
-    if (!wanted.fingerprint.empty() && wanted.fingerprint != description.model().fingerprint()) {
-      continue;
-    }
-    // What the worker reported holds the requests that were ours then; the rest is other routers'.
-    const int64_t reported = int64_t{description.running()} + description.waiting();
-    const int64_t of_others = std::max<int64_t>(0, reported - worker.inflight_at_poll);
-    const int64_t load = worker.inflight + of_others;
-    const bool better = best < 0 || load < best_load ||
-                        (load == best_load && worker.last_used < workers_[best].last_used);
+    const int64_t cost = LoadOf(worker) * options_.tokens_per_request - cached[i];
+    const bool better = best < 0 || cost < best_cost ||
+                        (cost == best_cost && worker.last_used < workers_[best].last_used);
     if (!better) continue;
     best = i;
-    best_load = load;
+    best_cost = cost;
   }
   return best;
 }
@@ -74,8 +90,14 @@ int WorkerPool::FindBest(const Wanted& wanted) const {
 std::unique_ptr<WorkerLease> WorkerPool::Acquire(const Wanted& wanted) {
   absl::MutexLock lock(&mutex_);
   if (stopping_) return nullptr;
-  const int best = FindBest(wanted);
+  const std::vector<int64_t> cached = CachedTokens(wanted);
+  const int best = FindBest(wanted, cached);
   if (best < 0) return nullptr;
+  const int64_t most = *std::max_element(cached.begin(), cached.end());
+  metrics_->CountPrefixRoute(most == 0              ? PrefixRoute::kUnknown
+                             : cached[best] == most ? PrefixRoute::kCached
+                                                    : PrefixRoute::kBalanced);
+  prefixes_.Record(wanted.prefix, best);
   Worker& worker = workers_[best];
   ++worker.inflight;
   worker.last_used = ++ticks_;
@@ -95,7 +117,9 @@ WorkerPool::WaitId WorkerPool::Wait(const Wanted& wanted, absl::Time deadline,
   absl::MutexLock lock(&mutex_);
   const WaitId id = next_wait_++;
   // A worker that came up since the caller looked would wake nobody again.
-  const absl::Time when = FindBest(wanted) >= 0 ? absl::Now() : deadline;
+  bool any = false;
+  for (int i = 0; i < num_workers(); ++i) any |= CanUse(i, wanted);
+  const absl::Time when = any ? absl::Now() : deadline;
   const Timers::Id timer = timers_.RunAt(when, [this, id] { FireWaiter(id); });
   waiters_.emplace(id, Waiter{std::move(callback), timer});
   return id;
@@ -256,6 +280,8 @@ void WorkerPool::OnDescribed(int worker_idx, absl::Time asked, const absl::Statu
 }
 
 void WorkerPool::SetUp(Worker& worker, bool up, std::string error) {
+  // Down may mean gone, and what comes back then has an empty cache.
+  if (worker.up && !up) prefixes_.Forget(static_cast<int>(&worker - workers_.data()));
   worker.up = up;
   worker.error = std::move(error);
   if (up) fingerprint_ = worker.description.model().fingerprint();

@@ -16,6 +16,7 @@
 #include "common/limits.h"
 #include "proto/conclave/v1/inference.pb.h"
 #include "proto/conclave/v1/worker.grpc.pb.h"
+#include "router/prefix_map.h"
 #include "router/router_metrics.h"
 #include "router/timers.h"
 
@@ -30,6 +31,10 @@ struct WorkerPoolOptions {
   int failures_to_open = 3;
   absl::Duration min_rest = absl::Milliseconds(500);
   absl::Duration max_rest = absl::Seconds(30);
+  // A worker with one more request in flight is as good if it has so many more of the prompt's
+  // tokens in its prefix cache. A request in flight takes a share of each step from a new one, as
+  // long as both run; some hundred tokens of prefill are of that order.
+  int64_t tokens_per_request = 256;
 };
 
 class WorkerPool;
@@ -63,7 +68,8 @@ class WorkerLease {
   const absl::Time acquired_;
 };
 
-// The workers: asks each how it is and hands out the least loaded one that is ready. Only
+// The workers: asks each how it is and hands out one that is ready: the least loaded, or one that
+// is likely to have the prompt's beginning in its prefix cache, which of the two saves more. Only
 // transport errors and broken streams count against a worker. Thread-safe; nothing blocks but the
 // destructor.
 class WorkerPool {
@@ -79,8 +85,9 @@ class WorkerPool {
   struct Wanted {
     std::string fingerprint;             // empty: any
     absl::flat_hash_set<int> not_these;  // workers that refused it
+    PrefixKeys prefix = {};              // of the prompt
   };
-  // The least loaded worker that is ready, or null.
+  // The best worker that is ready, or null.
   std::unique_ptr<WorkerLease> Acquire(const Wanted& wanted);
 
   using WaitId = uint64_t;
@@ -138,7 +145,14 @@ class WorkerPool {
   void FireWaiter(WaitId id);
   void SetUp(Worker& worker, bool up, std::string error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::string WhyUnusable(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  int FindBest(const Wanted& wanted) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool CanUse(int worker, const Wanted& wanted) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Requests on the worker, ours and other routers'.
+  int64_t LoadOf(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Tokens of the prompt that each worker is likely to have cached: [num_workers].
+  std::vector<int64_t> CachedTokens(const Wanted& wanted) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  int FindBest(const Wanted& wanted, const std::vector<int64_t>& cached) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   double WaitingPerWorker() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Idle() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -147,6 +161,7 @@ class WorkerPool {
   RouterMetrics* const metrics_;
   mutable absl::Mutex mutex_;
   std::vector<Worker> workers_ ABSL_GUARDED_BY(mutex_);
+  PrefixMap prefixes_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<WaitId, Waiter> waiters_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_set<DescribeCall*> calls_ ABSL_GUARDED_BY(mutex_);
   absl::AnyInvocable<void()> on_first_ready_ ABSL_GUARDED_BY(mutex_);

@@ -108,6 +108,7 @@ FakeWorker::FakeWorker() : next_(ThinkThenAnswer("hmm", "\n\nhello")) {
   *description_.mutable_model() = TestModel().Info();
   description_.mutable_model()->set_fingerprint("f00d");
   description_.set_ready(true);
+  description_.set_prefix_cache(true);
   description_.set_max_context(kTestContext);
   Start();
 }
