@@ -95,6 +95,13 @@ Command AddUp(CLI::App* app) {
                  "Requests a worker computes at a time; 0: the worker's default")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
+  up->add_option("--prefix_cache", options->prefix_cache,
+                 "Workers keep KV blocks for prompts that begin alike; true or false")
+      ->capture_default_str();
+  up->add_option(
+        "--prefill_ahead", options->prefill_ahead,
+        "Idle workers compute the beginning of a conversation's next prompt; true or false")
+      ->capture_default_str();
   up->add_option("--cpu_isa", options->cpu_isa, "Instructions of the kernels; auto: the best here")
       ->capture_default_str();
   up->add_option("--model_name", options->model_name,

@@ -71,6 +71,7 @@ ProcessTier PlanWorkers(const UpOptions& options, int threads) {
     if (options.max_running > 0) {
       Append(spec.argv, "--max_running", absl::StrCat(options.max_running));
     }
+    if (!options.prefix_cache) Append(spec.argv, "--prefix_cache", "false");
     tier.processes.push_back(std::move(spec));
   }
   return tier;
@@ -82,6 +83,7 @@ ProcessTier PlanRouter(const UpOptions& options) {
   spec.argv = CommonArguments(options, "conclave-router");
   Append(spec.argv, "--chat_template", options.chat_template);
   if (!options.model_name.empty()) Append(spec.argv, "--model_name", options.model_name);
+  if (!options.prefill_ahead) Append(spec.argv, "--prefill_ahead", "false");
   spec.host = options.host;
   spec.grpc_port = options.grpc_port;
   spec.http_flag = "--http_listen";

@@ -22,6 +22,8 @@ struct UpOptions {
   int threads = 0;                 // of all processes; 0: one per core
   int64_t kv_cache_tokens = 0;     // per worker; 0: the worker's default
   int max_running = 0;             // sequences per worker; 0: the worker's default
+  bool prefix_cache = true;
+  bool prefill_ahead = true;
   std::string cpu_isa = "auto";
   std::string model_name;  // empty: the folder's name
   std::string chat_template = "auto";

@@ -50,6 +50,9 @@ inline constexpr int kDefaultMaxInflightRequests = 4096;
 inline constexpr int kMaxWorkerAttempts = 4;
 // Chunks of prompts whose worker the router remembers: 8 million tokens, about 12 MiB.
 inline constexpr size_t kMaxPrefixMapChunks = 1 << 17;
+// A conversation with more text is not kept beside its request for a prefill ahead: it would be
+// there twice.
+inline constexpr size_t kMaxPrefillAheadBytes = 1 << 20;
 // A request with more text is tokenized outside gRPC's threads: 64 KiB take ~30 ms.
 inline constexpr size_t kMaxInlinePromptBytes = 64 << 10;
 
@@ -75,6 +78,9 @@ inline constexpr int kMaxBackgroundRequests = 16;
 // Tokens of one of their steps: a request that comes in the middle waits for hardly longer than a
 // step that decodes one token, for up to so many rows both are bound by reading the weights.
 inline constexpr int kBackgroundStepTokens = 32;
+// Steps of which the events are not yet handed to their streams. The thread that does it is hardly
+// ever one behind; if it cannot keep up, the engine waits.
+inline constexpr int kMaxUnsentSteps = 8;
 // Token events one request may have unsent before its sequence pauses for a slow reader.
 inline constexpr int kMaxUnsentTokens = 65536;
 
@@ -100,6 +106,9 @@ inline constexpr absl::Duration kDefaultRequestDeadline = absl::Hours(1);
 // A client's deadline began when it sent the call and ours when the call arrived, so that its
 // cancellation at the deadline comes before ours by the time the call was on its way.
 inline constexpr absl::Duration kDeadlineSkew = absl::Milliseconds(100);
+// A prefill ahead that has not had its turn after this is of no more use: the conversation has gone
+// on, or it will not.
+inline constexpr absl::Duration kPrefillAheadDeadline = absl::Minutes(2);
 inline constexpr absl::Duration kDescribeDeadline = absl::Seconds(5);
 inline constexpr absl::Duration kControlDeadline = absl::Seconds(5);
 // A shard that has not answered a dispatch after this is taken for lost.

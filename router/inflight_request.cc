@@ -17,11 +17,12 @@ InflightRequest::~InflightRequest() {
 
 void InflightRequest::Admitted(std::shared_ptr<TokenSource> source,
                                std::unique_ptr<Admission::Ticket> ticket,
-                               absl::AnyInvocable<void()> forget) {
+                               absl::AnyInvocable<void()> forget, TurnDone turn_done) {
   source_ = std::move(source);
   absl::MutexLock lock(&mutex_);
   ticket_ = std::move(ticket);
   forget_ = std::move(forget);
+  turn_done_ = std::move(turn_done);
 }
 
 void InflightRequest::Begin(PreparedRequest prepared) {
@@ -33,6 +34,7 @@ void InflightRequest::Begin(PreparedRequest prepared) {
     if (ended_) return;
     begun_ = true;
     thinking_ = prepared.thinking;
+    if (turn_done_ == nullptr) prepared.conversation.reset();
     prepared_ = std::move(prepared);
     step = NextStep();
   }
@@ -49,6 +51,8 @@ void InflightRequest::Start() {
   started.set_seed(prepared_->tokens.sampling().seed());
   started.set_prompt_tokens(prepared_->tokens.prompt_ids_size());
   events_->Start(*prepared_, started);
+  conversation_ = std::move(prepared_->conversation);
+  num_prompt_ = prepared_->tokens.prompt_ids_size();
   prepared_.reset();
 }
 
@@ -155,8 +159,26 @@ void InflightRequest::ObserveTokens(const v1::TokenEvent& event, bool first_answ
 }
 
 void InflightRequest::Finish(v1::ChatFinishReason reason) {
-  metrics_->CountFinished(events_->Finish(reason, source_->failovers()));
+  const v1::Finished finished = events_->Finish(reason, source_->failovers());
+  metrics_->CountFinished(finished);
+  // Not after a tool call: inside a turn thinking stays, so that its prompt goes on by itself.
+  if (finished.reason() == v1::CHAT_FINISH_REASON_STOP ||
+      finished.reason() == v1::CHAT_FINISH_REASON_LENGTH) {
+    TellTurn();
+  }
   EndWith(absl::OkStatus());
+}
+
+void InflightRequest::TellTurn() {
+  if (!conversation_.has_value()) return;
+  FinishedTurn turn;
+  turn.conversation = *std::move(conversation_);
+  turn.answer = events_->TakeAnswer();
+  if (turn.answer.empty()) return;
+  turn.computed_ids = source_->tokens();
+  turn.num_prompt = num_prompt_;
+  turn.worker = source_->worker();
+  std::exchange(turn_done_, nullptr)(std::move(turn));
 }
 
 void InflightRequest::EndWith(absl::Status status) {

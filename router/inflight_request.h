@@ -12,6 +12,7 @@
 #include "absl/time/time.h"
 #include "proto/conclave/v1/inference.pb.h"
 #include "router/admission.h"
+#include "router/prefill_ahead.h"
 #include "router/prompt_builder.h"
 #include "router/request_events.h"
 #include "router/request_observer.h"
@@ -37,10 +38,13 @@ class InflightRequest final : public RequestHandle,
   InflightRequest(Info info, std::unique_ptr<RequestEvents> events, RouterMetrics* metrics);
   ~InflightRequest() override;
 
+  // Called once with a turn that was answered to its end; must not block.
+  using TurnDone = absl::AnyInvocable<void(FinishedTurn turn)>;
+
   // First, unless it is refused: from now on it can be controlled. `forget` is called once, when
-  // the request has ended and its id is free again.
+  // the request has ended and its id is free again. `turn_done` may be null.
   void Admitted(std::shared_ptr<TokenSource> source, std::unique_ptr<Admission::Ticket> ticket,
-                absl::AnyInvocable<void()> forget);
+                absl::AnyInvocable<void()> forget, TurnDone turn_done);
   // Then one of the two: it was tokenized, or something was wrong with it.
   void Begin(PreparedRequest prepared);
   void Fail(absl::Status status);
@@ -63,6 +67,8 @@ class InflightRequest final : public RequestHandle,
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // `finished` goes out, then OK.
   void Finish(v1::ChatFinishReason reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // A conversation that goes on from here is told to turn_done_.
+  void TellTurn() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndWith(absl::Status status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status CancelByControl();
   // What is to be done for the observer now: call it, or read more. Runs outside the lock.
@@ -75,6 +81,9 @@ class InflightRequest final : public RequestHandle,
   absl::Mutex mutex_;
   const std::unique_ptr<RequestEvents> events_ ABSL_PT_GUARDED_BY(mutex_);
   absl::AnyInvocable<void()> forget_ ABSL_GUARDED_BY(mutex_);
+  TurnDone turn_done_ ABSL_GUARDED_BY(mutex_);
+  std::optional<ChatPrompt> conversation_ ABSL_GUARDED_BY(mutex_);  // from Start on, of a chat
+  int64_t num_prompt_ ABSL_GUARDED_BY(mutex_) = 0;
   std::unique_ptr<Admission::Ticket> ticket_ ABSL_GUARDED_BY(mutex_);
   std::optional<PreparedRequest> prepared_ ABSL_GUARDED_BY(mutex_);  // from Begin to Start
   v1::ThinkingReport thinking_ ABSL_GUARDED_BY(mutex_);              // as resolved, for labels

@@ -100,6 +100,10 @@ void DefineFlags(CLI::App& app, Flags* flags) {
                  "another and still gets it")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
+  app.add_option("--prefill_ahead", flags->engine.prefill_ahead,
+                 "Let idle workers compute the beginning of a conversation's next prompt, which is "
+                 "without the answer's thinking; true or false")
+      ->capture_default_str();
   app.add_option("--failover_wait_seconds", flags->failover_wait_seconds,
                  "How long a request that lost its worker waits for one")
       ->check(CLI::Range(0.0, 3600.0))

@@ -39,6 +39,7 @@ RequestEngine::RequestEngine(const ServedModel* model, WorkerPool* pool, RouterM
       start_time_(absl::Now()),
       admission_(options_.max_inflight, metrics),
       budgets_(options_.budgets, metrics),
+      prefill_ahead_(model, pool, metrics),
       long_tasks_(options_.prompt_threads, options_.max_inflight) {
   pool_->OnQueue([this](double waiting_per_worker) {
     budgets_.ObserveQueue(waiting_per_worker, absl::Now());
@@ -122,10 +123,18 @@ absl::Status RequestEngine::Admit(const std::string& id,
   // Not under the lock: a request's own lock comes before it, in Forget.
   request->Admitted(
       std::make_shared<TokenSource>(pool_, metrics_, options_.tokens, std::weak_ptr(request)),
-      std::move(ticket), [this, id] { Forget(id); });
+      std::move(ticket), [this, id] { Forget(id); }, MakeTurnDone());
   absl::MutexLock lock(&mutex_);
   requests_[id] = request;
   return absl::OkStatus();
+}
+
+InflightRequest::TurnDone RequestEngine::MakeTurnDone() {
+  if (!options_.prefill_ahead) return nullptr;
+  return [this](FinishedTurn turn) {
+    // Dropped if there is too much to do for requests that are waited for.
+    long_tasks_.TryRun([this, turn = std::move(turn)] { prefill_ahead_.Start(turn); });
+  };
 }
 
 void RequestEngine::Forget(const std::string& id) {

@@ -85,6 +85,17 @@ void RouterMetrics::CountPrefixRoute(PrefixRoute route) {
       .Increment();
 }
 
+void RouterMetrics::CountPrefillAhead(PrefillAheadOutcome outcome) {
+  const char* label = outcome == PrefillAheadOutcome::kDone      ? "done"
+                      : outcome == PrefillAheadOutcome::kDropped ? "dropped"
+                                                                 : "busy";
+  metrics_
+      ->Counter("conclave_router_prefill_ahead_total",
+                "Answered turns whose next prompt was to be computed ahead, by what became of it",
+                {{"outcome", label}})
+      .Increment();
+}
+
 void RouterMetrics::CountTokens(absl::string_view kind, absl::string_view help,
                                 absl::string_view mode, uint32_t count) {
   metrics_

@@ -22,6 +22,13 @@ enum class PrefixRoute {
   kUnknown,   // no worker is known to have it
 };
 
+// What became of computing a conversation's next prompt ahead.
+enum class PrefillAheadOutcome {
+  kDone,
+  kDropped,  // other work came first, or the worker was lost
+  kBusy,     // the worker had other work from the start
+};
+
 // Every metric of the router. Counters of tokens are the sums of the usages that were returned in
 // `finished`, nothing else: a request that failed counts in requests_total alone. Thread-safe.
 class RouterMetrics {
@@ -34,6 +41,7 @@ class RouterMetrics {
   void CountFinished(const v1::Finished& finished);
   void CountFailover() { failovers_.Increment(); }
   void CountPrefixRoute(PrefixRoute route);
+  void CountPrefillAhead(PrefillAheadOutcome outcome);
   void CountDrain() { drains_.Increment(); }
 
   void ObserveFirstToken(absl::Duration since_start);

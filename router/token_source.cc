@@ -90,6 +90,18 @@ uint32_t TokenSource::failovers() const {
   return failovers_;
 }
 
+int TokenSource::worker() const {
+  absl::MutexLock lock(&mutex_);
+  return worker_;
+}
+
+std::vector<uint32_t> TokenSource::tokens() const {
+  absl::MutexLock lock(&mutex_);
+  std::vector<uint32_t> tokens(request_.prompt_ids().begin(), request_.prompt_ids().end());
+  tokens.insert(tokens.end(), request_.generated_ids().begin(), request_.generated_ids().end());
+  return tokens;
+}
+
 void TokenSource::SetPhase(Phase phase) {
   if (phase_ == phase) return;
   if (phase_ == Phase::kWaiting) metrics_->waiting().Decrement();
@@ -139,6 +151,7 @@ void TokenSource::NextWorker() {
              lease->worker(), request_.generated_ids_size());
   }
   wanted_.fingerprint = lease->fingerprint();
+  worker_ = lease->worker();
   SetPhase(Phase::kStreaming);
   stream_ = WorkerStream::Start(std::move(lease), NextRequest(), deadline_, shared_from_this());
   if (wants_read_) stream_->Read();

@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/any_invocable.h"
@@ -65,6 +66,10 @@ class TokenSource final : public WorkerStream::Listener,
   void Control(const v1::WorkerControlRequest& action, Done done);
 
   uint32_t failovers() const;
+  // The worker of the last stream; -1: there was none.
+  int worker() const;
+  // Prompt and what was generated so far.
+  std::vector<uint32_t> tokens() const;
 
  private:
   enum class Phase { kNew, kWaiting, kStreaming, kEnded };
@@ -123,6 +128,7 @@ class TokenSource final : public WorkerStream::Listener,
   int attempts_ ABSL_GUARDED_BY(mutex_) = 0;  // calls made, refused ones among them
   int losses_ ABSL_GUARDED_BY(mutex_) = 0;
   uint32_t failovers_ ABSL_GUARDED_BY(mutex_) = 0;
+  int worker_ ABSL_GUARDED_BY(mutex_) = -1;
   bool moving_ ABSL_GUARDED_BY(mutex_) = false;  // the next call is a failover
 };
 

@@ -17,11 +17,13 @@ struct WorkerPool::DescribeCall {
   v1::WorkerDescription response;
 };
 
-WorkerLease::~WorkerLease() { pool_->Release(worker_); }
+WorkerLease::~WorkerLease() { pool_->Release(worker_, background_); }
 void WorkerLease::ReportFailure(const absl::Status& status) {
   pool_->ReportFailure(worker_, acquired_, status);
 }
-void WorkerLease::ReportSuccess() { pool_->ReportSuccess(worker_); }
+void WorkerLease::ReportSuccess() {
+  pool_->ReportSuccess(worker_, std::exchange(background_, true));
+}
 
 WorkerPool::WorkerPool(WorkerPoolOptions options, v1::ModelInfo model, RouterMetrics* metrics)
     : options_(std::move(options)),
@@ -45,8 +47,9 @@ WorkerPool::~WorkerPool() {
 }
 
 bool WorkerPool::Idle() const {
-  return calls_.empty() && std::all_of(workers_.begin(), workers_.end(),
-                                       [](const Worker& worker) { return worker.inflight == 0; });
+  return calls_.empty() && std::all_of(workers_.begin(), workers_.end(), [](const Worker& worker) {
+           return worker.inflight == 0 && worker.background == 0;
+         });
 }
 
 // ---- choosing ----
@@ -105,9 +108,23 @@ std::unique_ptr<WorkerLease> WorkerPool::Acquire(const Wanted& wanted) {
                                        worker.description.model().fingerprint());
 }
 
-void WorkerPool::Release(int worker) {
+std::unique_ptr<WorkerLease> WorkerPool::AcquireIdle(int worker_idx, const PrefixKeys& prefix) {
   absl::MutexLock lock(&mutex_);
-  --workers_[worker].inflight;
+  if (stopping_) return nullptr;
+  Worker& worker = workers_[worker_idx];
+  const bool idle = worker.inflight == 0 && worker.description.waiting() == 0;
+  if (!worker.up || !idle || !worker.description.prefix_cache()) return nullptr;
+  if (worker.background >= limits::kMaxBackgroundRequests) return nullptr;
+  prefixes_.Record(prefix, worker_idx);
+  ++worker.background;
+  return std::make_unique<WorkerLease>(this, worker_idx, worker.stub.get(),
+                                       worker.description.model().fingerprint(),
+                                       /*background=*/true);
+}
+
+void WorkerPool::Release(int worker, bool background) {
+  absl::MutexLock lock(&mutex_);
+  --(background ? workers_[worker].background : workers_[worker].inflight);
 }
 
 // ---- waiting ----
@@ -308,9 +325,14 @@ void WorkerPool::ReportFailure(int worker_idx, absl::Time acquired, const absl::
   if (!stopping_ && !worker.polling) SchedulePoll(worker_idx, absl::Now());
 }
 
-void WorkerPool::ReportSuccess(int worker) {
+void WorkerPool::ReportSuccess(int worker_idx, bool background) {
   absl::MutexLock lock(&mutex_);
-  workers_[worker].failures = 0;
+  Worker& worker = workers_[worker_idx];
+  worker.failures = 0;
+  if (background) return;
+  // Not when the lease is back: the conversation's next turn may be quicker.
+  --worker.inflight;
+  ++worker.background;
 }
 
 // ---- looking ----

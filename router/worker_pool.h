@@ -39,14 +39,17 @@ struct WorkerPoolOptions {
 
 class WorkerPool;
 
-// One request's hold on one worker: counts as in flight there until destroyed.
+// One request's hold on one worker: counts as in flight there until it is over, at the latest when
+// this is destroyed. Background work never counts.
 class WorkerLease {
  public:
-  WorkerLease(WorkerPool* pool, int worker, v1::Worker::Stub* stub, std::string fingerprint)
+  WorkerLease(WorkerPool* pool, int worker, v1::Worker::Stub* stub, std::string fingerprint,
+              bool background = false)
       : pool_(pool),
         worker_(worker),
         stub_(stub),
         fingerprint_(std::move(fingerprint)),
+        background_(background),
         acquired_(absl::Now()) {}
   ~WorkerLease();
   WorkerLease(const WorkerLease&) = delete;
@@ -58,6 +61,7 @@ class WorkerLease {
 
   // The worker's stream broke. It gets no request until it has described itself anew.
   void ReportFailure(const absl::Status& status);
+  // The last token is there. The call may take a little longer to end, but is no load any more.
   void ReportSuccess();
 
  private:
@@ -65,6 +69,7 @@ class WorkerLease {
   const int worker_;
   v1::Worker::Stub* const stub_;
   const std::string fingerprint_;
+  bool background_;
   const absl::Time acquired_;
 };
 
@@ -89,6 +94,10 @@ class WorkerPool {
   };
   // The best worker that is ready, or null.
   std::unique_ptr<WorkerLease> Acquire(const Wanted& wanted);
+
+  // This worker for background work that makes `prefix` cached there, if it is up, keeps a prefix
+  // cache and seems to have nothing else to do; or null.
+  std::unique_ptr<WorkerLease> AcquireIdle(int worker, const PrefixKeys& prefix);
 
   using WaitId = uint64_t;
   // Calls back exactly once, from a thread of the pool or of gRPC: when a worker may have become
@@ -120,7 +129,8 @@ class WorkerPool {
     bool up = false;  // described itself ready, as our model, since its last failure
     std::string error = "not asked yet";
     v1::WorkerDescription description;
-    int inflight = 0;          // leases
+    int inflight = 0;          // leases of requests that are not over
+    int background = 0;        // the other leases
     int inflight_at_poll = 0;  // leases when `description` was asked for
     int failures = 0;          // since the last success
     absl::Time last_failure = absl::InfinitePast();
@@ -140,8 +150,8 @@ class WorkerPool {
   void OnDescribed(int worker, absl::Time asked, const absl::Status& status,
                    const v1::WorkerDescription& description);
   void ReportFailure(int worker, absl::Time acquired, const absl::Status& status);
-  void ReportSuccess(int worker);
-  void Release(int worker);
+  void ReportSuccess(int worker, bool background);
+  void Release(int worker, bool background);
   void FireWaiter(WaitId id);
   void SetUp(Worker& worker, bool up, std::string error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::string WhyUnusable(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

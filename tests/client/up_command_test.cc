@@ -85,6 +85,17 @@ TEST(PlanProcessesTest, WithoutShardsWorkersHoldTheExperts) {
   }
 }
 
+TEST(PlanProcessesTest, SwitchesOffWhatIsOnByDefault) {
+  UpOptions options;
+  for (const bool on : {true, false}) {
+    options.prefix_cache = options.prefill_ahead = on;
+    ASSERT_OK_AND_ASSIGN(const std::vector<ProcessTier> tiers,
+                         PlanProcesses(options, TinyMoeConfig()));
+    EXPECT_EQ(Flag(tiers[0].processes[0], "--prefix_cache"), on ? "" : "false");
+    EXPECT_EQ(Flag(tiers[1].processes[0], "--prefill_ahead"), on ? "" : "false");
+  }
+}
+
 TEST(PlanProcessesTest, RefusesShardsWithoutExperts) {
   UpOptions options;
   options.shards = 1;

@@ -230,6 +230,7 @@ grpc::Status FakeWorker::Generate(grpc::ServerContext* context, const v1::TokenR
     absl::MutexLock lock(&mutex_);
     requests_.push_back(*request);
     if (!refusal_.ok()) return ToGrpcStatus(refusal_);
+    if (request->prefill_only()) return grpc::Status::OK;
     auto automaton = std::make_unique<ThinkingAutomaton>(MakeAutomaton(*request));
     if (!running_.emplace(request->request_id(), Running{std::move(automaton)}).second) {
       return ToGrpcStatus(absl::AlreadyExistsError("request_id is in flight"));

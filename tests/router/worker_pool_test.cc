@@ -96,6 +96,20 @@ TEST_F(WorkerPoolTest, CachedTokensAreWeighedAgainstLoad) {
   EXPECT_NE(leases.back()->worker(), home);
 }
 
+TEST_F(WorkerPoolTest, ARequestThatIsOverIsNoLoad) {
+  MakePool({&first_, &second_});
+  ASSERT_TRUE(WaitForUp(0) && WaitForUp(1));
+  const auto lease = pool_->Acquire({"", {}, Prompt(1000)});
+  const int home = lease->worker();
+  EXPECT_EQ(pool_->AcquireIdle(home, {}), nullptr);
+  lease->ReportSuccess();
+  lease->ReportSuccess();
+  EXPECT_EQ(pool_->Snapshot()[home].inflight(), 0u);
+  const auto idle = pool_->AcquireIdle(home, {});
+  ASSERT_NE(idle, nullptr);
+  EXPECT_EQ(pool_->Snapshot()[home].inflight(), 0u) << "background work is none either";
+}
+
 TEST_F(WorkerPoolTest, AWorkerThatWasLostHasNoBlocks) {
   MakePool({&first_, &second_});
   ASSERT_TRUE(WaitForUp(0) && WaitForUp(1));
