@@ -147,8 +147,10 @@ void Engine::ThreadMain() {
       }
     }
     PublishLoad();
+    emitter_.Flush();
   }
   FailAll(absl::UnavailableError("the worker stopped"));
+  emitter_.Flush();
 }
 
 void Engine::RunCommands(bool wait) {
@@ -205,7 +207,7 @@ void Engine::Announce(const std::vector<PlannedSequence>& plan) {
     event.set_cached_prompt_tokens(static_cast<uint32_t>(cached));
     metrics_.cached_prompt_tokens.Increment(static_cast<double>(cached));
     *event.mutable_thinking() = ToProto(sequence.emitted_thinking);
-    sequence.sink->OnEvent(std::move(event));
+    emitter_.OnEvent(sequence.sink, std::move(event));
   }
 }
 
@@ -299,7 +301,7 @@ void Engine::Emit(Sequence& sequence, v1::FinishReason reason) {
   if (reason == v1::FINISH_REASON_STOP) event.set_stop_id(sequence.tokens.back());
   metrics_.generated_tokens.Increment(static_cast<double>(num_new));
   recent_tokens_.emplace_back(absl::Now(), num_new);
-  sequence.sink->OnEvent(std::move(event));
+  emitter_.OnEvent(sequence.sink, std::move(event));
   if (reason != v1::FINISH_REASON_NONE) {
     Finish(&sequence, absl::OkStatus());
   } else {
@@ -341,7 +343,7 @@ void Engine::Finish(Sequence* sequence, const absl::Status& status) {
     in_flight_.erase(request_id);
     if (background) --num_background_;
   }
-  sink->OnDone(status);
+  emitter_.OnDone(sink, status);
 }
 
 void Engine::FailAll(const absl::Status& status) {

@@ -17,6 +17,7 @@
 #include "kernels/device.h"
 #include "worker/block_pool.h"
 #include "worker/decoder.h"
+#include "worker/event_emitter.h"
 #include "worker/sequence.h"
 #include "worker/step_output.h"
 #include "worker/step_planner.h"
@@ -41,7 +42,8 @@ struct EngineLoad {
   double tokens_per_second = 0;  // generated, over the last seconds
 };
 
-// The step loop: plan, forward, sample, emit, in one thread. Everything else hands it commands.
+// The step loop: plan, forward, sample, in one thread; the events go out in another, beside the
+// next step. Everything else hands it commands.
 class Engine {
  public:
   // Everything passed in is borrowed and must outlive the engine.
@@ -98,6 +100,7 @@ class Engine {
   BlockPool blocks_;
   StepPlanner planner_;
   absl::flat_hash_map<std::string, std::unique_ptr<Sequence>> sequences_;
+  EventEmitter emitter_;
   StepBatch batch_;
   std::vector<LogitRow> logit_rows_;
   std::vector<float> logits_;
