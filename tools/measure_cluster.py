@@ -21,7 +21,8 @@ def start(args, shards):
     began = time.monotonic()
     process = subprocess.Popen(
         [args.bin / "conclave", "up", "--model", args.model, "--shards", str(shards),
-         "--threads", str(args.threads), "--log_level", "error"],
+         "--threads", str(args.threads), "--log_level", "error",
+         "--prefix_cache", "false"],  # the same prompts are sent again and again
         stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         match = re.match(r"router +gRPC (\S+)", line)
