@@ -87,6 +87,10 @@ inline constexpr int kMaxAttentionHeads = 1024;
 inline constexpr int kMaxHeadDim = 512;
 inline constexpr int kMaxContextTokens = 1 << 22;
 
+// Requests that a worker has yet to name to a shard, for its log: what a second of short requests
+// brings. More are not named.
+inline constexpr size_t kMaxAnnouncedRequests = 1024;
+
 // ---- time ----
 inline constexpr absl::Duration kDefaultRequestDeadline = absl::Hours(1);
 // A client's deadline began when it sent the call and ours when the call arrived, so that its

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
 #include "common/status_macros.h"
+#include "common/trace_context.h"
 #include "router/chat_events.h"
 #include "router/generate_events.h"
 #include "router/prompt_builder.h"
@@ -78,6 +79,7 @@ std::shared_ptr<RequestHandle> RequestEngine::BeginRequest(const Request& reques
   info.model = model_->name;
   info.arrival = absl::Now();
   info.deadline = std::min(caller.deadline, info.arrival + limits::kDefaultRequestDeadline);
+  info.traceparent = ValidTraceparent(caller.traceparent);
   info.budget_ceiling = budgets_.CeilingOf(caller.api_key);
   auto inflight = std::make_shared<InflightRequest>(info, std::move(events), metrics_);
   if (absl::Status admitted = Admit(info.id, inflight); !admitted.ok()) {

@@ -34,19 +34,24 @@ class RouterMetrics {
 
   prometheus::Gauge& inflight() { return inflight_; }
   prometheus::Gauge& waiting() { return waiting_; }  // admitted, held by no worker now
+  prometheus::Gauge& workers() { return workers_; }
   prometheus::Gauge& workers_up() { return workers_up_; }
+  prometheus::Gauge& workers_with_other_model() { return workers_with_other_model_; }
   prometheus::Gauge& adaptive_budget_scale() { return adaptive_budget_scale_; }
 
  private:
-  void CountTokens(absl::string_view kind, absl::string_view help, absl::string_view mode,
-                   uint32_t count);
+  void CountTokens(const v1::Usage& usage, uint32_t forced, absl::string_view mode);
+  prometheus::Counter& ThinkingEnded(v1::ThinkingEnd end);
+  prometheus::Histogram& FirstAnswer(absl::string_view mode);
 
   Metrics* const metrics_;
   prometheus::Counter& failovers_;
   prometheus::Counter& drains_;
   prometheus::Gauge& inflight_;
   prometheus::Gauge& waiting_;
+  prometheus::Gauge& workers_;
   prometheus::Gauge& workers_up_;
+  prometheus::Gauge& workers_with_other_model_;
   prometheus::Gauge& adaptive_budget_scale_;
   prometheus::Histogram& thinking_tokens_;
   prometheus::Histogram& budget_used_ratio_;

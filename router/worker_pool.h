@@ -112,6 +112,7 @@ class WorkerPool {
     std::unique_ptr<v1::Worker::Stub> stub;
     bool up = false;  // described itself ready, as our model, since its last failure
     std::string error = "not asked yet";
+    bool other_model = false;  // ready, but with weights that are not ours
     v1::WorkerDescription description;
     int inflight = 0;          // leases
     int inflight_at_poll = 0;  // leases when `description` was asked for
@@ -137,7 +138,9 @@ class WorkerPool {
   void Release(int worker);
   void FireWaiter(WaitId id);
   void SetUp(Worker& worker, bool up, std::string error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Why a worker that answered gets no requests; empty if it does.
   std::string WhyUnusable(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::string WhyOtherModel(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   int FindBest(const Wanted& wanted) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   double WaitingPerWorker() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Idle() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
