@@ -94,6 +94,8 @@ void RouterMetrics::CountFinished(const v1::Finished& finished) {
   CountTokens("answer", "Tokens of answers", mode, usage.answer_tokens());
   CountTokens("tool_call", "Tokens of tool calls, which are answers' too", mode,
               usage.tool_call_tokens());
+  num_thinking_tokens_ += usage.thinking_tokens();
+  num_answer_tokens_ += usage.answer_tokens();
   if (usage.thinking_tokens() == 0 && report.ended_by() == v1::THINKING_END_NONE) return;
   metrics_
       ->Counter("conclave_router_thinking_ended_total",
