@@ -208,6 +208,8 @@ v1::ClusterStatus RequestEngine::GetCluster() const {
   router->set_waiting(static_cast<uint32_t>(metrics_->waiting().Value()));
   router->set_draining(admission_.draining());
   router->set_uptime_seconds(absl::ToDoubleSeconds(absl::Now() - start_time_));
+  router->set_thinking_tokens(metrics_->num_thinking_tokens());
+  router->set_answer_tokens(metrics_->num_answer_tokens());
   for (v1::ClusterStatus::WorkerStatus& worker : pool_->Snapshot()) {
     *status.add_workers() = std::move(worker);
   }

@@ -120,6 +120,8 @@ void RouterMetrics::CountFinished(const v1::Finished& finished) {
   const v1::Usage& usage = finished.usage();
   const v1::ThinkingReport& report = finished.thinking();
   CountTokens(usage, report.forced(), ModeLabel(report));
+  num_thinking_tokens_ += usage.thinking_tokens();
+  num_answer_tokens_ += usage.answer_tokens();
   if (usage.thinking_tokens() == 0 && report.ended_by() == v1::THINKING_END_NONE) return;
   ThinkingEnded(report.ended_by()).Increment();
   thinking_tokens_.Observe(usage.thinking_tokens());

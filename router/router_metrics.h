@@ -1,5 +1,9 @@
 #pragma once
 
+#include <atomic>
+#include <cstdint>
+#include <string>
+
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
@@ -28,6 +32,10 @@ class RouterMetrics {
   void CountFailover() { failovers_.Increment(); }
   void CountDrain() { drains_.Increment(); }
 
+  // The sums of what CountFinished was told, over all modes.
+  uint64_t num_thinking_tokens() const { return num_thinking_tokens_.load(); }
+  uint64_t num_answer_tokens() const { return num_answer_tokens_.load(); }
+
   void ObserveFirstToken(absl::Duration since_start);
   void ObserveFirstAnswerToken(const v1::ThinkingReport& report, absl::Duration since_start);
   void ObserveInterToken(absl::Duration gap);
@@ -45,6 +53,7 @@ class RouterMetrics {
   prometheus::Histogram& FirstAnswer(absl::string_view mode);
 
   Metrics* const metrics_;
+  std::atomic<uint64_t> num_thinking_tokens_{0}, num_answer_tokens_{0};
   prometheus::Counter& failovers_;
   prometheus::Counter& drains_;
   prometheus::Gauge& inflight_;
