@@ -12,19 +12,28 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "client/bench_command.h"
 #include "client/chat_command.h"
 #include "client/generate_command.h"
 #include "client/input_files.h"
+#include "client/plan_command.h"
 #include "client/render_command.h"
 #include "client/score_command.h"
 #include "client/status_command.h"
+#include "client/status_watch.h"
 #include "client/synth_command.h"
 #include "client/tokenize_command.h"
 #include "client/up_command.h"
+#include "common/flags.h"
+#include "common/log.h"
 #include "common/status_macros.h"
+#include "rpc/shutdown_signals.h"
 
 namespace conclave {
 namespace {
+
+// `conclave up` is a server: its flags are also variables and lines of a file.
+constexpr char kUpVariables[] = "CONCLAVE_UP";
 
 struct Command {
   CLI::App* app;
@@ -114,6 +123,9 @@ Command AddUp(CLI::App* app) {
   up->add_option("--log_level", options->log_level, "Lowest level the processes log")
       ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
       ->capture_default_str();
+  up->add_option("--log_format", options->log_format, "text for people, json: one object a line")
+      ->check(CLI::IsMember({"text", "json"}))
+      ->capture_default_str();
   up->add_option("--drain_seconds", options->drain_seconds,
                  "Seconds that requests get to finish when the cluster stops")
       ->check(CLI::Range(0, 86400))
@@ -123,6 +135,12 @@ Command AddUp(CLI::App* app) {
       ->check(CLI::Range(1, 86400))
       ->capture_default_str();
   up->add_option("--bin_dir", options->bin_dir)->group("");  // hidden: for tests
+  PrepareFlags(*up, kUpVariables,
+               {{"Model", {"--model", "--model_name", "--chat_template"}},
+                {"Processes", {"--workers", "--shards", "--ready_seconds", "--drain_seconds"}},
+                {"Network", {"--host", "--grpc_port", "--http_port"}},
+                {"Compute", {"--threads", "--cpu_isa", "--kv_cache_tokens", "--max_running"}},
+                {"Logs", {"--log_dir", "--log_level", "--log_format"}}});
   return {up, [options] { return RunUp(*options); }};
 }
 
@@ -186,6 +204,79 @@ Command AddGenerate(CLI::App* app) {
           }};
 }
 
+void AddLoadFlags(CLI::App* bench, BenchOptions* options) {
+  bench->add_option("--num_requests", options->num_requests, "Requests to measure")
+      ->capture_default_str();
+  bench->add_option("--concurrency", options->concurrency,
+                    "Requests in flight at most (default: 16; with --rate: 4096)");
+  bench->add_option("--rate", options->rate,
+                    "Requests a second, arriving at random (Poisson) whether or not earlier ones "
+                    "have ended; default: the next one is sent when one ends");
+  bench
+      ->add_option("--input_len", options->input_len,
+                   "Tokens of a prompt; of a chat, without its template's")
+      ->capture_default_str();
+  bench->add_option("--output_len", options->output_len, "Tokens to generate")
+      ->capture_default_str();
+  bench
+      ->add_option("--range_ratio", options->range_ratio,
+                   "Lengths vary evenly by up to this share of the two, 0 up to 1")
+      ->capture_default_str();
+  bench
+      ->add_option("--shared_prefix_len", options->shared_prefix_len,
+                   "First tokens of --input_len that all prompts have in common")
+      ->capture_default_str();
+  bench->add_option("--think_share", options->think_share,
+                    "Send chats, of which this share, 0..1, think and the others do not; default: "
+                    "raw token ids");
+  bench->add_option("--thinking_budget", options->thinking_budget,
+                    "Most tokens of thinking; -1: no limit (default: half of the output)");
+  bench->add_option(
+      "--prompts", options->prompts_file,
+      "File with a question a line to send as chats, in turn, instead of random text");
+  bench->add_flag("--respect_eos", options->respect_eos,
+                  "Let the model end an answer before --output_len");
+  bench
+      ->add_option("--temperature", options->temperature,
+                   "0..2; 0 always takes the likeliest token (default: the model's)")
+      ->check(CLI::Range(0.0, 2.0));
+  bench->add_option("--seed", options->seed, "Equal seeds give equal requests and arrival times")
+      ->capture_default_str();
+  bench->add_option("--warmup", options->warmup, "Requests sent before the measured ones")
+      ->capture_default_str();
+}
+
+Command AddBench(CLI::App* app) {
+  auto options = std::make_shared<BenchOptions>();
+  CLI::App* bench = app->add_subcommand(
+      "bench",
+      "Send a cluster many requests and measure throughput, time to first token and to the first "
+      "token of the answer, and inter-token latency. Ctrl-C prints what was measured so far. Exits "
+      "0 only if every request finished.");
+  AddRouterFlags(bench, &options->router);
+  AddLoadFlags(bench, options.get());
+  bench->add_option("--slo_ttft_ms", options->slo.ttft_ms,
+                    "Goodput counts requests whose first token came within this");
+  bench->add_option("--slo_ttfat_ms", options->slo.ttfat_ms,
+                    "... whose first token of the answer came within this");
+  bench->add_option("--slo_itl_ms", options->slo.itl_ms,
+                    "... whose mean inter-token latency is at most this");
+  bench
+      ->add_option("--plot", options->plots,
+                   "Plots below the figures: ttft, ttfat, itl, e2e (histograms), throughput, none")
+      ->delimiter(',')
+      ->capture_default_str();
+  bench->add_option("--model", options->model, "Model to ask for (default: the one served)");
+  bench->add_flag("--json", options->json, "Print one JSON object, without plots");
+  return {bench, [options]() -> absl::Status {
+            // Before any thread of gRPC's. What it would log of a Ctrl-C is no news to who pressed.
+            RETURN_IF_ERROR(InitLog("conclave", "error"));
+            const ShutdownSignals signals;
+            return RunBench(*options, std::cout, std::cerr, isatty(STDERR_FILENO) == 1,
+                            [&signals] { return signals.Requested(); });
+          }};
+}
+
 Command AddStatus(CLI::App* app) {
   auto options = std::make_shared<StatusCommandOptions>();
   CLI::App* status = app->add_subcommand(
@@ -197,8 +288,20 @@ Command AddStatus(CLI::App* app) {
                    "Seconds to wait for the cluster to serve; 0: ask once")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  status->add_flag("--json", options->json, "Print one JSON object");
-  return {status, [options] { return RunStatus(*options, std::cout); }};
+  CLI::Option* json = status->add_flag("--json", options->json, "Print one JSON object");
+  auto watch = std::make_shared<bool>(false);
+  status
+      ->add_flag("--watch", *watch,
+                 "Show it on the whole terminal, anew each second, until Ctrl-C; where standard "
+                 "output is no terminal, once")
+      ->excludes(json);
+  return {status, [options, watch]() -> absl::Status {
+            if (!*watch || isatty(STDOUT_FILENO) != 1) return RunStatus(*options, std::cout);
+            RETURN_IF_ERROR(InitLog("conclave", "error"));
+            const ShutdownSignals signals;  // before any thread of gRPC's
+            return WatchStatus(options->router.endpoint, std::cout,
+                               [&signals] { return signals.Requested(); });
+          }};
 }
 
 Command AddSynth(CLI::App* app) {
@@ -224,6 +327,48 @@ Command AddSynth(CLI::App* app) {
                         << (done == total ? "\n" : "") << std::flush;
             });
             return status;
+          }};
+}
+
+Command AddPlan(CLI::App* app) {
+  auto options = std::make_shared<PlanOptions>();
+  auto bandwidth_gbs = std::make_shared<std::optional<double>>();
+  CLI::App* plan = app->add_subcommand(
+      "plan",
+      "Compute what a model takes on given cards or CPU servers: the layout, bytes by kind, KV "
+      "tokens left, the floor of a decode step and of prefill, and the flags that start it. Exits "
+      "1 with the reason if it does not fit.");
+  plan->add_option("--config", options->config,
+                   "Known model such as Qwen3-235B-A22B, a config.json, or a folder with one")
+      ->required();
+  plan->add_option("--dtype", options->dtype,
+                   "Weights: bf16 or fp8 (default: as the checkpoint is stored)");
+  plan->add_option("--gpu", options->device.gpu, "Kind of the cards: " + KnownGpuNames());
+  plan->add_option("--gpus", options->gpus, "Cards (default: 1)");
+  plan->add_option("--gpu_memory_gib,--host_memory_gib", options->device.memory_gib,
+                   "GiB of a card, or of a host (default with --cpu: what is available here)");
+  CLI::Option* bandwidth = plan->add_option("--gpu_bandwidth_tbs", options->device.bandwidth_tbs,
+                                            "Its memory's read bandwidth, 10^12 bytes/s");
+  plan->add_option("--gpu_tflops,--host_tflops", options->device.tflops,
+                   "Its dense multiply-adds of that type, 10^12 FLOP/s");
+  plan->add_flag("--cpu", options->device.cpu, "Plan for CPU servers instead of cards");
+  plan->add_option("--hosts", options->hosts, "CPU servers (default: 1)");
+  plan->add_option("--host_bandwidth_gbs", *bandwidth_gbs,
+                   "Read bandwidth of a host's memory, 10^9 bytes/s")
+      ->excludes(bandwidth);
+  plan->add_option("--context", options->context, "Tokens of KV of each sequence")
+      ->capture_default_str();
+  plan->add_option("--batch", options->batch, "Sequences at a time")->capture_default_str();
+  plan->add_option("--gpu_memory_utilization,--host_memory_utilization",
+                   options->memory_utilization, "Share of the memory that Conclave may take")
+      ->capture_default_str();
+  plan->add_option("--hop_us", options->hop_us,
+                   "One way between attention and experts elsewhere, in microseconds")
+      ->capture_default_str();
+  plan->add_flag("--json", options->json, "Print one JSON object");
+  return {plan, [options, bandwidth_gbs] {
+            if (*bandwidth_gbs) options->device.bandwidth_tbs = **bandwidth_gbs / 1e3;
+            return RunPlan(*options, std::cout);
           }};
 }
 
@@ -286,22 +431,43 @@ Command AddScore(CLI::App* app) {
   return {score, [options] { return RunScore(*options, std::cin, std::cout); }};
 }
 
+// What is wrong with the arguments, in one line; empty: nothing.
+std::string Parse(CLI::App& app, CLI::App& up, int argc, char** argv) {
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success&) {
+    throw;  // --help
+  } catch (const CLI::ExtrasError& unknown) {
+    return unknown.what();
+  } catch (const CLI::ParseError& wrong) {
+    const bool value = dynamic_cast<const CLI::ValidationError*>(&wrong) != nullptr ||
+                       dynamic_cast<const CLI::ConversionError*>(&wrong) != nullptr ||
+                       dynamic_cast<const CLI::RequiredError*>(&wrong) != nullptr;
+    if (!value || !up.parsed() || !app.remaining().empty()) return wrong.what();
+  }
+  if (!up.parsed()) return "";
+  // What the command line lacks, the environment or a file may give; and one error tells all.
+  return std::string(
+      CompleteFlags(up, kUpVariables, [] { return std::vector<absl::Status>(); }).message());
+}
+
 int Main(int argc, char** argv) {
   CLI::App app{
       "conclave: serve Qwen3 models with a cluster of small gRPC services, and talk to one."};
   app.name("conclave");
   app.require_subcommand(1);
   app.set_help_all_flag("--help_all", "Help for every command");
-  const std::vector<Command> commands = {AddUp(&app),       AddChat(&app),  AddGenerate(&app),
-                                         AddStatus(&app),   AddScore(&app), AddSynth(&app),
-                                         AddTokenize(&app), AddRender(&app)};
+  const std::vector<Command> commands = {
+      AddUp(&app),   AddChat(&app),  AddGenerate(&app), AddStatus(&app),   AddBench(&app),
+      AddPlan(&app), AddScore(&app), AddSynth(&app),    AddTokenize(&app), AddRender(&app)};
   try {
-    app.parse(argc, argv);
+    const std::string error = Parse(app, *commands.front().app, argc, argv);
+    if (!error.empty()) {
+      std::cerr << "conclave: " << error << std::endl;
+      return 2;
+    }
   } catch (const CLI::Success& help) {
     return app.exit(help);
-  } catch (const CLI::ParseError& error) {
-    std::cerr << "conclave: " << error.what() << std::endl;
-    return 2;
   }
   std::signal(SIGPIPE, SIG_IGN);  // a reader that left is a failed write, not our end
   for (const Command& command : commands) {

@@ -101,9 +101,13 @@ ordered_json ClusterJson(const v1::ClusterStatus& cluster) {
            {{"inflight", cluster.router().inflight()},
             {"waiting", cluster.router().waiting()},
             {"draining", cluster.router().draining()},
-            {"uptime_seconds", cluster.router().uptime_seconds()}}},
+            {"uptime_seconds", cluster.router().uptime_seconds()},
+            {"thinking_tokens", cluster.router().thinking_tokens()},
+            {"answer_tokens", cluster.router().answer_tokens()}}},
           {"workers", std::move(workers)}};
 }
+
+}  // namespace
 
 absl::StatusOr<v1::ClusterStatus> GetCluster(v1::Inference::Stub& stub, absl::Time deadline) {
   grpc::ClientContext context;
@@ -112,8 +116,6 @@ absl::StatusOr<v1::ClusterStatus> GetCluster(v1::Inference::Stub& stub, absl::Ti
   RETURN_IF_ERROR(FromGrpcStatus(stub.GetCluster(&context, v1::GetClusterRequest(), &cluster)));
   return cluster;
 }
-
-}  // namespace
 
 std::string FormatExpertIds(const google::protobuf::RepeatedField<uint32_t>& expert_ids) {
   std::vector<std::string> ranges;

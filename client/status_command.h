@@ -4,8 +4,10 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "client/chat_command.h"
-#include "proto/conclave/v1/inference.pb.h"
+#include "proto/conclave/v1/inference.grpc.pb.h"
 
 namespace conclave {
 
@@ -17,6 +19,9 @@ struct StatusCommandOptions {
 
 // "0-31,40" of rising ids; "-" for none.
 std::string FormatExpertIds(const google::protobuf::RepeatedField<uint32_t>& expert_ids);
+
+// The errors of the call.
+absl::StatusOr<v1::ClusterStatus> GetCluster(v1::Inference::Stub& stub, absl::Time deadline);
 
 // A line for the router, each worker and each of its shards.
 std::string FormatCluster(const std::string& endpoint, const v1::ClusterStatus& cluster);

@@ -33,6 +33,8 @@ Arguments CommonArguments(const UpOptions& options, const std::string& program) 
           options.model,
           "--log_level",
           options.log_level,
+          "--log_format",
+          options.log_format,
           "--drain_seconds",
           absl::StrCat(options.drain_seconds)};
 }
@@ -179,6 +181,7 @@ absl::Status RunUp(const UpOptions& given) {
     }
   }
   supervisor_options.log_dir = options.log_dir;
+  supervisor_options.json_lines = options.log_format == "json";
   supervisor_options.ready_deadline = absl::Seconds(options.ready_seconds);
   supervisor_options.drain_deadline = absl::Seconds(options.drain_seconds) + kExitSlack;
   return Supervisor(std::move(supervisor_options), std::cout, std::cerr).Run();

@@ -29,6 +29,7 @@ struct UpOptions {
   std::string chat_template = "auto";
   std::string log_dir;
   std::string log_level = "info";
+  std::string log_format = "text";
   int drain_seconds = 30;
   int ready_seconds = 600;
   std::string bin_dir;  // where the servers are; empty: beside this program

@@ -101,6 +101,17 @@ inline constexpr int kMaxAttentionHeads = 1024;
 inline constexpr int kMaxHeadDim = 512;
 inline constexpr int kMaxContextTokens = 1 << 22;
 
+// Requests that a worker has yet to name to a shard, for its log: what a second of short requests
+// brings. More are not named.
+inline constexpr size_t kMaxAnnouncedRequests = 1024;
+
+// ---- load generator ----
+// A record of a request takes 16 bytes a token: 2^25 of them are 512 MiB.
+inline constexpr int64_t kMaxBenchTokens = int64_t{1} << 25;
+inline constexpr int64_t kMaxBenchRequests = 1'000'000;
+// Streams in flight; a router admits kDefaultMaxInflightRequests, and more show how it refuses.
+inline constexpr int kMaxBenchConcurrency = 4 * kDefaultMaxInflightRequests;
+
 // ---- time ----
 inline constexpr absl::Duration kDefaultRequestDeadline = absl::Hours(1);
 // A client's deadline began when it sent the call and ours when the call arrived, so that its

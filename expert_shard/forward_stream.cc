@@ -5,6 +5,8 @@
 
 #include "common/errors.h"
 #include "common/limits.h"
+#include "common/log.h"
+#include "common/trace_context.h"
 #include "rpc/expert_frame.h"
 #include "rpc/grpc_status.h"
 
@@ -104,6 +106,11 @@ void ForwardStream::OnReadDone(bool ok) {
 }
 
 void ForwardStream::Accept(DispatchFrame frame, size_t dispatch_bytes) {
+  for (const v1::RequestTag& request : frame.header.new_requests()) {
+    LogEvent("request announced",
+             {{"request_id", request.request_id().substr(0, limits::kMaxRequestIdBytes)},
+              {"trace_id", TraceId(ValidTraceparent(request.traceparent()))}});
+  }
   const uint64_t sequence = frame.header.sequence();
   absl::Status status = parts_->rules.Check(frame.header, frame.hidden_states.size());
   {

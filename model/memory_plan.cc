@@ -5,6 +5,7 @@
 #include <optional>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "model/weight_catalog.h"
@@ -16,6 +17,26 @@ int64_t Elements(const WeightSpec& spec) {
   int64_t count = 1;
   for (const int64_t dimension : spec.shape) count *= dimension;
   return count;
+}
+
+constexpr int64_t kFp8Block = 128;
+
+int64_t StoredBytes(const Qwen3Config& config, const WeightSpec& spec) {
+  if (!spec.quantized || config.quantization == WeightQuantization::kNone) {
+    return 2 * Elements(spec);
+  }
+  int64_t num_scales = 1;
+  for (const int64_t dimension : spec.shape) num_scales *= (dimension + kFp8Block - 1) / kFp8Block;
+  return Elements(spec) + 4 * num_scales;
+}
+
+int64_t* KindOf(const WeightSpec& spec, WeightBytes& bytes) {
+  if (spec.expert >= 0) return &bytes.experts;
+  if (absl::StrContains(spec.name, "norm")) return &bytes.norms;
+  if (absl::StrContains(spec.name, "self_attn")) return &bytes.attention;
+  if (absl::EndsWith(spec.name, ".mlp.gate.weight")) return &bytes.gates;
+  if (absl::StrContains(spec.name, ".mlp.")) return &bytes.dense_mlp;
+  return &bytes.embeddings;
 }
 
 int64_t WorkerParameters(const Qwen3Config& config) {
@@ -72,6 +93,19 @@ int64_t ExpertBytes(const Qwen3Config& config) { return 2 * ExpertParameters(con
 
 int64_t ExpertWeightBytes(const Qwen3Config& config, int num_experts) {
   return int64_t{config.NumSparseLayers()} * num_experts * ExpertBytes(config);
+}
+
+WeightBytes StoredWeightBytes(const Qwen3Config& config) {
+  WeightBytes bytes;
+  for (const WeightSpec& spec : WeightCatalog(config)) {
+    const int64_t size = StoredBytes(config, spec);
+    *KindOf(spec, bytes) += size;
+    if (spec.name == LmHeadName(config)) bytes.lm_head = size;
+  }
+  if (config.num_experts > 0) {
+    bytes.one_expert = bytes.experts / std::max(1, config.NumSparseLayers() * config.num_experts);
+  }
+  return bytes;
 }
 
 int64_t KvBytesPerToken(const Qwen3Config& config) {

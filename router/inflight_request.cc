@@ -2,8 +2,10 @@
 
 #include <utility>
 
+#include "absl/strings/str_format.h"
 #include "common/limits.h"
 #include "common/log.h"
+#include "common/trace_context.h"
 
 namespace conclave {
 
@@ -38,7 +40,7 @@ void InflightRequest::Begin(PreparedRequest prepared) {
     prepared_ = std::move(prepared);
     step = NextStep();
   }
-  source_->Start(std::move(tokens), info_.deadline);
+  source_->Start(std::move(tokens), info_.deadline, info_.traceparent);
   if (step != nullptr) step();
 }
 
@@ -186,8 +188,15 @@ void InflightRequest::EndWith(absl::Status status) {
   status_ = std::move(status);
   metrics_->CountRequest(info_.method, status_.code());
   if (forget_ != nullptr) std::exchange(forget_, nullptr)();
-  LOG_DEBUG("{} {} ends after {}: {}", info_.method, info_.id,
-            absl::FormatDuration(absl::Now() - info_.arrival), status_.ToString());
+  // Not the status's message: one that refuses a value may quote what the client wrote.
+  LogEvent(
+      "request finished",
+      {{"request_id", info_.id},
+       {"trace_id", TraceId(info_.traceparent)},
+       {"method", info_.method},
+       {"outcome", OutcomeLabel(status_.code())},
+       {"seconds", absl::StrFormat("%.3f", absl::ToDoubleSeconds(absl::Now() - info_.arrival))}});
+  LOG_DEBUG("{} ended with {}", info_.id, status_.ToString());
 }
 
 absl::Status InflightRequest::CancelByControl() {

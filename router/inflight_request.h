@@ -31,6 +31,7 @@ class InflightRequest final : public RequestHandle,
     std::string id;
     const char* method;  // label of requests_total: "Chat", "Generate"
     std::string model;
+    std::string traceparent;  // valid, or empty
     absl::Time arrival;
     absl::Time deadline;
     int64_t budget_ceiling;  // of thinking, for Control too; -1: none

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
 #include "common/status_macros.h"
+#include "common/trace_context.h"
 #include "router/chat_events.h"
 #include "router/generate_events.h"
 #include "router/prompt_builder.h"
@@ -79,6 +80,7 @@ std::shared_ptr<RequestHandle> RequestEngine::BeginRequest(const Request& reques
   info.model = model_->name;
   info.arrival = absl::Now();
   info.deadline = std::min(caller.deadline, info.arrival + limits::kDefaultRequestDeadline);
+  info.traceparent = ValidTraceparent(caller.traceparent);
   info.budget_ceiling = budgets_.CeilingOf(caller.api_key);
   auto inflight = std::make_shared<InflightRequest>(info, std::move(events), metrics_);
   if (absl::Status admitted = Admit(info.id, inflight); !admitted.ok()) {
@@ -215,6 +217,8 @@ v1::ClusterStatus RequestEngine::GetCluster() const {
   router->set_waiting(static_cast<uint32_t>(metrics_->waiting().Value()));
   router->set_draining(admission_.draining());
   router->set_uptime_seconds(absl::ToDoubleSeconds(absl::Now() - start_time_));
+  router->set_thinking_tokens(metrics_->num_thinking_tokens());
+  router->set_answer_tokens(metrics_->num_answer_tokens());
   for (v1::ClusterStatus::WorkerStatus& worker : pool_->Snapshot()) {
     *status.add_workers() = std::move(worker);
   }

@@ -36,7 +36,8 @@ struct RequestEngineOptions {
 // Who asks, as far as it matters to the request.
 struct Caller {
   absl::Time deadline = absl::InfiniteFuture();
-  std::string api_key;  // empty: none given
+  std::string api_key;      // empty: none given
+  std::string traceparent;  // as it came; empty: none given
 };
 
 // All that the router does with a request, whichever door it came through: admission, prompt,

@@ -1,5 +1,9 @@
 #pragma once
 
+#include <atomic>
+#include <cstdint>
+#include <string>
+
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
@@ -44,25 +48,35 @@ class RouterMetrics {
   void CountPrefillAhead(PrefillAheadOutcome outcome);
   void CountDrain() { drains_.Increment(); }
 
+  // The sums of what CountFinished was told, over all modes.
+  uint64_t num_thinking_tokens() const { return num_thinking_tokens_.load(); }
+  uint64_t num_answer_tokens() const { return num_answer_tokens_.load(); }
+
   void ObserveFirstToken(absl::Duration since_start);
   void ObserveFirstAnswerToken(const v1::ThinkingReport& report, absl::Duration since_start);
   void ObserveInterToken(absl::Duration gap);
 
   prometheus::Gauge& inflight() { return inflight_; }
   prometheus::Gauge& waiting() { return waiting_; }  // admitted, held by no worker now
+  prometheus::Gauge& workers() { return workers_; }
   prometheus::Gauge& workers_up() { return workers_up_; }
+  prometheus::Gauge& workers_with_other_model() { return workers_with_other_model_; }
   prometheus::Gauge& adaptive_budget_scale() { return adaptive_budget_scale_; }
 
  private:
-  void CountTokens(absl::string_view kind, absl::string_view help, absl::string_view mode,
-                   uint32_t count);
+  void CountTokens(const v1::Usage& usage, uint32_t forced, absl::string_view mode);
+  prometheus::Counter& ThinkingEnded(v1::ThinkingEnd end);
+  prometheus::Histogram& FirstAnswer(absl::string_view mode);
 
   Metrics* const metrics_;
+  std::atomic<uint64_t> num_thinking_tokens_{0}, num_answer_tokens_{0};
   prometheus::Counter& failovers_;
   prometheus::Counter& drains_;
   prometheus::Gauge& inflight_;
   prometheus::Gauge& waiting_;
+  prometheus::Gauge& workers_;
   prometheus::Gauge& workers_up_;
+  prometheus::Gauge& workers_with_other_model_;
   prometheus::Gauge& adaptive_budget_scale_;
   prometheus::Histogram& thinking_tokens_;
   prometheus::Histogram& budget_used_ratio_;

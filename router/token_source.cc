@@ -53,13 +53,14 @@ TokenSource::TokenSource(WorkerPool* pool, RouterMetrics* metrics, TokenSourceOp
       options_(std::move(options)),
       listener_(std::move(listener)) {}
 
-void TokenSource::Start(v1::TokenRequest request, absl::Time deadline) {
+void TokenSource::Start(v1::TokenRequest request, absl::Time deadline, std::string traceparent) {
   absl::MutexLock lock(&mutex_);
   if (phase_ == Phase::kEnded) return;
   worker_request_id_ = MakeWorkerRequestId(request.request_id());
   request_ = std::move(request);
   wanted_.prefix = PrefixMap::KeysOf(request_.prompt_ids());
   deadline_ = deadline;
+  traceparent_ = std::move(traceparent);
   NextWorker();
 }
 
@@ -153,7 +154,8 @@ void TokenSource::NextWorker() {
   wanted_.fingerprint = lease->fingerprint();
   worker_ = lease->worker();
   SetPhase(Phase::kStreaming);
-  stream_ = WorkerStream::Start(std::move(lease), NextRequest(), deadline_, shared_from_this());
+  stream_ = WorkerStream::Start(std::move(lease), NextRequest(), deadline_, traceparent_,
+                                shared_from_this());
   if (wants_read_) stream_->Read();
 }
 

@@ -56,7 +56,8 @@ class TokenSource final : public WorkerStream::Listener,
               std::weak_ptr<Listener> listener);
 
   // Once. request.request_id is the client's; workers get ids derived from it.
-  void Start(v1::TokenRequest request, absl::Time deadline);
+  // traceparent: of common/trace_context.h, or empty.
+  void Start(v1::TokenRequest request, absl::Time deadline, std::string traceparent = "");
   void Read();
   // No more calls to the listener but one that is under way. Also before Start.
   void Cancel();
@@ -112,6 +113,7 @@ class TokenSource final : public WorkerStream::Listener,
 
   v1::TokenRequest request_ ABSL_GUARDED_BY(mutex_);  // generated_ids grows with the events
   std::string worker_request_id_ ABSL_GUARDED_BY(mutex_);
+  std::string traceparent_ ABSL_GUARDED_BY(mutex_);
   absl::Time deadline_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
   bool accepted_ ABSL_GUARDED_BY(mutex_) = false;  // by any worker
   int64_t events_ ABSL_GUARDED_BY(mutex_) = 0;

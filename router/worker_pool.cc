@@ -30,6 +30,7 @@ WorkerPool::WorkerPool(WorkerPoolOptions options, v1::ModelInfo model, RouterMet
       model_(std::move(model)),
       metrics_(metrics),
       prefixes_(limits::kMaxPrefixMapChunks) {
+  metrics_->workers().Set(num_workers());
   absl::MutexLock lock(&mutex_);
   for (const std::string& target : options_.targets) {
     Worker& worker = workers_.emplace_back();
@@ -227,7 +228,6 @@ void WorkerPool::Poll(int worker_idx) {
 }
 
 std::string WorkerPool::WhyUnusable(const Worker& worker) const {
-  const v1::ModelInfo& found = worker.description.model();
   if (!worker.description.ready()) {
     const std::string& reason = worker.description.reason();
     return reason.empty() ? "not ready" : reason;
@@ -235,6 +235,11 @@ std::string WorkerPool::WhyUnusable(const Worker& worker) const {
   if (absl::Now() < worker.rests_until) {
     return absl::StrCat("rests after ", worker.failures, " broken streams");
   }
+  return WhyOtherModel(worker);
+}
+
+std::string WorkerPool::WhyOtherModel(const Worker& worker) const {
+  const v1::ModelInfo& found = worker.description.model();
   const auto differs = [](absl::string_view what, auto value, auto wanted) {
     return absl::StrCat("loaded another model: ", what, " is ", value, ", want ", wanted);
   };
@@ -278,6 +283,7 @@ void WorkerPool::OnDescribed(int worker_idx, absl::Time asked, const absl::Statu
       worker.description = description;
       error = WhyUnusable(worker);
     }
+    worker.other_model = status.ok() && description.ready() && !WhyOtherModel(worker).empty();
     SetUp(worker, status.ok() && error.empty(), error);
     if (on_queue_ != nullptr) on_queue_(WaitingPerWorker());
     if (worker.up && !was_up) {
@@ -304,6 +310,8 @@ void WorkerPool::SetUp(Worker& worker, bool up, std::string error) {
   if (up) fingerprint_ = worker.description.model().fingerprint();
   metrics_->workers_up().Set(std::count_if(workers_.begin(), workers_.end(),
                                            [](const Worker& other) { return other.up; }));
+  metrics_->workers_with_other_model().Set(std::count_if(
+      workers_.begin(), workers_.end(), [](const Worker& other) { return other.other_model; }));
 }
 
 // ---- what requests saw ----

@@ -128,6 +128,7 @@ class WorkerPool {
     std::unique_ptr<v1::Worker::Stub> stub;
     bool up = false;  // described itself ready, as our model, since its last failure
     std::string error = "not asked yet";
+    bool other_model = false;  // ready, but with weights that are not ours
     v1::WorkerDescription description;
     int inflight = 0;          // leases of requests that are not over
     int background = 0;        // the other leases
@@ -154,7 +155,9 @@ class WorkerPool {
   void Release(int worker, bool background);
   void FireWaiter(WaitId id);
   void SetUp(Worker& worker, bool up, std::string error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Why a worker that answered gets no requests; empty if it does.
   std::string WhyUnusable(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::string WhyOtherModel(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool CanUse(int worker, const Wanted& wanted) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Requests on the worker, ours and other routers'.
   int64_t LoadOf(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

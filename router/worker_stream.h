@@ -30,6 +30,7 @@ class WorkerStream final : public grpc::ClientReadReactor<v1::TokenEvent> {
 
   static std::shared_ptr<WorkerStream> Start(std::unique_ptr<WorkerLease> lease,
                                              v1::TokenRequest request, absl::Time deadline,
+                                             const std::string& traceparent,
                                              std::shared_ptr<Listener> listener);
 
   // Asks for the next event; after an event, and at the start. The answer is OnStreamEvent or

@@ -35,7 +35,13 @@ GrpcExpertExchange::ExchangeMetrics::ExchangeMetrics(Metrics* metrics, size_t nu
                                "Dispatches sent again after a loss", {{"transport", "grpc"}})),
       local_rows(metrics->Counter("conclave_worker_shard_rows_total",
                                   "(row, expert) pairs by where they were computed",
-                                  {{"shard", "local"}})) {
+                                  {{"shard", "local"}})),
+      missing_experts(metrics->Gauge(
+          "conclave_worker_missing_experts",
+          "Experts of the model that no shard serves now: steps that need one wait")),
+      shards_with_other_model(
+          metrics->Gauge("conclave_worker_shards_with_other_model",
+                         "Shards not used because they loaded another checkpoint")) {
   for (size_t shard = 0; shard < num_shards; ++shard) {
     const MetricLabels labels = {{"shard", absl::StrCat(shard)}};  // its place in --shards
     shard_up.push_back(&metrics->Gauge("conclave_worker_shard_up",
@@ -52,6 +58,7 @@ GrpcExpertExchange::GrpcExpertExchange(GrpcExpertExchangeOptions options,
       row_bytes_(static_cast<size_t>(options_.config.hidden_size) * sizeof(BFloat16)),
       local_(std::move(local)),
       metrics_(metrics, options_.shards.size()),
+      announced_(options_.shards.size()),
       busy_until_(options_.shards.size(), absl::InfinitePast()) {
   for (size_t shard = 0; shard < options_.shards.size(); ++shard) {
     ShardConnection::Options connection;
@@ -80,6 +87,8 @@ GrpcExpertExchange::Placement GrpcExpertExchange::LookAtShards() const {
       ExpertPlacement::Make(options_.config.num_experts, owners);
   CHECK(replicas.ok()) << replicas.status();  // ShardConnection checked the ids
   placement.replicas = *std::move(replicas);
+  metrics_.shards_with_other_model.Set(static_cast<double>(
+      absl::c_count_if(placement.shards, [](const ShardView& view) { return view.wrong_model; })));
   return placement;
 }
 
@@ -98,14 +107,21 @@ absl::Status GrpcExpertExchange::MissingExpert(const Placement& placement, int l
 
 absl::Status GrpcExpertExchange::Ready() {
   const Placement placement = LookAtShards();
+  std::vector<int> missing = placement.replicas.MissingExperts();
+  absl::Status ready;
+  // Every sparse layer has the same experts in the same places.
   for (int layer = 0; layer < options_.config.num_hidden_layers; ++layer) {
     if (!options_.config.IsSparseLayer(layer)) continue;
-    for (const int expert : placement.replicas.MissingExperts()) {
-      if (IsLocal(layer, expert)) continue;
-      return MissingExpert(placement, layer, expert, absl::ZeroDuration());
+    missing.erase(std::remove_if(missing.begin(), missing.end(),
+                                 [&](int expert) { return IsLocal(layer, expert); }),
+                  missing.end());
+    if (!missing.empty()) {
+      ready = MissingExpert(placement, layer, missing.front(), absl::ZeroDuration());
     }
+    break;
   }
-  return absl::OkStatus();
+  metrics_.missing_experts.Set(static_cast<double>(missing.size()));
+  return ready;
 }
 
 absl::Status GrpcExpertExchange::AwaitReady(absl::Time deadline) {
@@ -114,6 +130,14 @@ absl::Status GrpcExpertExchange::AwaitReady(absl::Time deadline) {
     const absl::Status ready = Ready();
     if (ready.ok() || absl::Now() >= deadline || inbox_.stopped()) return ready;
     inbox_.WaitForChange(seen, deadline);
+  }
+}
+
+void GrpcExpertExchange::Announce(const v1::RequestTag& request) {
+  absl::MutexLock lock(&announced_mutex_);
+  for (std::vector<v1::RequestTag>& of_shard : announced_) {
+    // A shard that gets nothing for long, because it is down, misses some.
+    if (of_shard.size() < limits::kMaxAnnouncedRequests) of_shard.push_back(request);
   }
 }
 
@@ -261,6 +285,13 @@ void GrpcExpertExchange::SendFrame(int shard_idx, absl::Span<const uint32_t> row
   header.set_num_rows(static_cast<uint32_t>(rows.size()));
   header.set_deadline_ms(
       static_cast<uint32_t>(absl::ToInt64Milliseconds(options_.dispatch_timeout)));
+  {
+    absl::MutexLock lock(&announced_mutex_);
+    for (v1::RequestTag& request : announced_[shard_idx]) {
+      *header.add_new_requests() = std::move(request);
+    }
+    announced_[shard_idx].clear();
+  }
   const int64_t first_idx = row_idx_[rows.front()];
   for (const uint32_t pair : pairs) {
     header.add_pair_rows(static_cast<uint32_t>(row_idx_[order_.rows[pair]] - first_idx));

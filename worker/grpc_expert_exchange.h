@@ -47,6 +47,7 @@ class GrpcExpertExchange final : public ExpertExchange {
   // Any thread. FailedPrecondition if an expert is missing and a shard has another model, else
   // Unavailable naming the expert and why each shard that is not up is not.
   absl::Status Ready() override;
+  void Announce(const v1::RequestTag& request) override;
   std::vector<v1::ShardState> Shards() override;
 
   // Blocks until Ready() is OK; at the deadline returns what it says. Any thread.
@@ -76,6 +77,8 @@ class GrpcExpertExchange final : public ExpertExchange {
     prometheus::Histogram& dispatch_seconds;
     prometheus::Counter& retries;
     prometheus::Counter& local_rows;
+    prometheus::Gauge& missing_experts;
+    prometheus::Gauge& shards_with_other_model;
     std::vector<prometheus::Gauge*> shard_up;
     std::vector<prometheus::Counter*> shard_rows;
   };
@@ -113,6 +116,10 @@ class GrpcExpertExchange final : public ExpertExchange {
   BufferPool pool_{limits::kMaxIdleTensorBytes};
   ExchangeInbox inbox_;
   std::vector<std::unique_ptr<ShardConnection>> connections_;
+
+  absl::Mutex announced_mutex_;
+  // Per shard: what its next dispatch will name.
+  std::vector<std::vector<v1::RequestTag>> announced_ ABSL_GUARDED_BY(announced_mutex_);
 
   // Below: the engine's thread only.
   Placement placement_;

@@ -2,15 +2,36 @@
 
 #include <CLI/CLI.hpp>
 #include <iostream>
+#include <optional>
 #include <string>
+#include <vector>
 
+#include "common/flags.h"
 #include "common/limits.h"
 #include "common/log.h"
+#include "kernels/device.h"
+#include "rpc/address.h"
 #include "worker/worker_process.h"
+
+namespace {
+
+std::vector<conclave::FlagGroup> Groups() {
+  return {{"Model", {"--model"}},
+          {"Network", {"--listen", "--metrics_listen"}},
+          {"Experts", {"--shards", "--local_experts", "--shard_wait_seconds"}},
+          {"Compute", {"--threads", "--cpu_isa"}},
+          {"Load",
+           {"--kv_cache_tokens", "--max_running", "--max_waiting", "--max_step_tokens",
+            "--drain_seconds"}},
+          {"Logs", {"--log_level", "--log_format"}}};
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   conclave::WorkerProcessOptions options;
   std::string log_level = "info";
+  std::string log_format = "text";
   double shard_wait_seconds = absl::ToDoubleSeconds(options.runtime.shard_wait);
   double drain_seconds = absl::ToDoubleSeconds(options.drain);
   CLI::App app{
@@ -57,12 +78,23 @@ int main(int argc, char** argv) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--log_level", log_level, "debug, info, warning or error")->capture_default_str();
-  CLI11_PARSE(app, argc, argv);
+  app.add_option("--log_format", log_format, "text for people, json: one object a line")
+      ->capture_default_str();
+  const auto check = [&]() -> std::vector<absl::Status> {
+    return {
+        conclave::InitLog("worker", log_level, log_format),
+        conclave::ForFlag("--listen", conclave::CheckListenAddress(options.listen)),
+        conclave::ForFlag("--metrics_listen",
+                          conclave::ParseHostPort(options.metrics_listen).status()),
+        conclave::ForFlag("--cpu_isa", conclave::ParseCpuIsa(options.runtime.cpu_isa).status())};
+  };
+  const std::optional<int> end =
+      conclave::ParseFlags(app, "conclave-worker", "CONCLAVE_WORKER", Groups(), check, argc, argv);
+  if (end.has_value()) return *end;
   options.runtime.shard_wait = absl::Seconds(shard_wait_seconds);
   options.drain = absl::Seconds(drain_seconds);
 
-  absl::Status status = conclave::InitLog("worker", log_level);
-  if (status.ok()) status = conclave::RunWorkerProcess(options);
+  const absl::Status status = conclave::RunWorkerProcess(options);
   if (!status.ok()) {
     std::cerr << "conclave-worker: " << status.message() << std::endl;
     return 1;

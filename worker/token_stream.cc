@@ -2,8 +2,12 @@
 
 #include <utility>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/limits.h"
+#include "common/log.h"
+#include "common/trace_context.h"
 #include "rpc/grpc_status.h"
 
 namespace conclave {
@@ -24,11 +28,12 @@ class TokenStream::Reactor final : public grpc::ServerWriteReactor<v1::TokenEven
 };
 
 std::pair<std::shared_ptr<TokenStream>, grpc::ServerWriteReactor<v1::TokenEvent>*>
-TokenStream::Create() {
+TokenStream::Create(v1::RequestTag tag) {
   auto stream = std::make_shared<TokenStream>();
   auto* reactor = new Reactor(stream);
   absl::MutexLock lock(&stream->mutex_);
   stream->reactor_ = reactor;
+  stream->tag_ = std::move(tag);
   return {stream, reactor};
 }
 
@@ -53,6 +58,7 @@ void TokenStream::OnEvent(v1::TokenEvent event) {
     CHECK(!done_) << "an event after the last";
     if (cancelled_) return;
     unsent_ids_ += event.ids_size();
+    num_ids_ += event.ids_size();
     unsent_.push_back(std::move(event));
   }
   Advance();
@@ -63,6 +69,11 @@ void TokenStream::OnDone(const absl::Status& status) {
     absl::MutexLock lock(&mutex_);
     done_ = true;
     status_ = status;
+    LogEvent("request finished",
+             {{"request_id", tag_.request_id()},
+              {"trace_id", TraceId(tag_.traceparent())},
+              {"outcome", absl::AsciiStrToLower(absl::StatusCodeToString(status.code()))},
+              {"tokens", absl::StrCat(num_ids_)}});
   }
   Advance();
 }

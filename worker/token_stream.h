@@ -9,6 +9,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
+#include "proto/conclave/v1/expert_shard.pb.h"
 #include "proto/conclave/v1/worker.pb.h"
 #include "worker/sequence.h"
 
@@ -19,8 +20,9 @@ namespace conclave {
 class TokenStream final : public TokenSink {
  public:
   // With the reactor to hand back to gRPC, which deletes itself. Nothing is written before Open.
-  static std::pair<std::shared_ptr<TokenStream>, grpc::ServerWriteReactor<v1::TokenEvent>*>
-  Create();
+  // `tag` names the request in logs.
+  static std::pair<std::shared_ptr<TokenStream>, grpc::ServerWriteReactor<v1::TokenEvent>*> Create(
+      v1::RequestTag tag);
 
   // Once, after the engine accepted the request, which the caller learns at once by the initial
   // metadata; or after OnDone if it did not.
@@ -42,6 +44,8 @@ class TokenStream final : public TokenSink {
   void Advance();
 
   mutable absl::Mutex mutex_;
+  v1::RequestTag tag_ ABSL_GUARDED_BY(mutex_);
+  int64_t num_ids_ ABSL_GUARDED_BY(mutex_) = 0;                // of all events
   Reactor* reactor_ ABSL_GUARDED_BY(mutex_) = nullptr;         // null once gRPC is done with it
   std::deque<v1::TokenEvent> unsent_ ABSL_GUARDED_BY(mutex_);  // front: being written
   int64_t unsent_ids_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -159,7 +159,7 @@ TEST(ChatTimesTest, CountsFromTheFirstToken) {
 
 TEST(RunGenerateTest, PrintsTextIdsOrAnObject) {
   FakeRouter router;
-  router.on_generate = [](const v1::GenerateRequest& request,
+  router.on_generate = [](grpc::ServerContext&, const v1::GenerateRequest& request,
                           grpc::ServerWriter<v1::GenerateEvent>& writer) {
     v1::GenerateEvent event;
     event.mutable_started()->set_seed(9);
@@ -202,11 +202,11 @@ TEST(RunGenerateTest, PrintsTextIdsOrAnObject) {
   options.prompt = "7 b";
   EXPECT_THAT(RunGenerate(options, json), StatusIs(absl::StatusCode::kInvalidArgument));
   options.prompt = "7";
-  router.on_generate = [](const auto&, auto&) {
+  router.on_generate = [](const auto&, const auto&, auto&) {
     return grpc::Status(grpc::StatusCode::NOT_FOUND, "no such model");
   };
   EXPECT_THAT(RunGenerate(options, json), StatusIs(absl::StatusCode::kNotFound, "no such model"));
-  router.on_generate = [](const auto&, auto&) { return grpc::Status::OK; };
+  router.on_generate = [](const auto&, const auto&, auto&) { return grpc::Status::OK; };
   EXPECT_THAT(RunGenerate(options, json),
               StatusIs(absl::StatusCode::kInternal, HasSubstr("finished")));
 }

@@ -37,7 +37,7 @@ class FakeRouter : public v1::Inference::Service {
  public:
   using Chatter = std::function<grpc::Status(grpc::ServerContext&, const v1::ChatRequest&,
                                              grpc::ServerWriter<v1::ChatEvent>&)>;
-  using Generator = std::function<grpc::Status(const v1::GenerateRequest&,
+  using Generator = std::function<grpc::Status(grpc::ServerContext&, const v1::GenerateRequest&,
                                                grpc::ServerWriter<v1::GenerateEvent>&)>;
   Chatter on_chat;
   Generator on_generate;
@@ -52,9 +52,13 @@ class FakeRouter : public v1::Inference::Service {
     }
     return on_chat(*context, *request, *writer);
   }
-  grpc::Status Generate(grpc::ServerContext*, const v1::GenerateRequest* request,
+  grpc::Status Generate(grpc::ServerContext* context, const v1::GenerateRequest* request,
                         grpc::ServerWriter<v1::GenerateEvent>* writer) override {
-    return on_generate(*request, *writer);
+    {
+      absl::MutexLock lock(&mutex_);
+      generates_.push_back(*request);
+    }
+    return on_generate(*context, *request, *writer);
   }
   grpc::Status Control(grpc::ServerContext*, const v1::ControlRequest* request,
                        v1::ControlResponse*) override {
@@ -65,6 +69,35 @@ class FakeRouter : public v1::Inference::Service {
     return on_cluster(status);
   }
 
+  // A tokenizer with an id for each byte; <|endoftext|> is 256.
+  grpc::Status Tokenize(grpc::ServerContext*, const v1::TokenizeRequest* request,
+                        v1::TokenizeResponse* response) override {
+    if (!request->plain() && request->text() == "<|endoftext|>") {
+      response->add_ids(256);
+      return grpc::Status::OK;
+    }
+    for (const char byte : request->text()) response->add_ids(static_cast<unsigned char>(byte));
+    return grpc::Status::OK;
+  }
+  // Bytes that are not ASCII come out as '?', so that any ids are text.
+  grpc::Status Detokenize(grpc::ServerContext*, const v1::DetokenizeRequest* request,
+                          v1::DetokenizeResponse* response) override {
+    for (const uint32_t id : request->ids()) {
+      response->mutable_text()->push_back(id < 128 ? static_cast<char>(id) : '?');
+    }
+    return grpc::Status::OK;
+  }
+  grpc::Status GetModel(grpc::ServerContext*, const v1::GetModelRequest*,
+                        v1::GetModelResponse* response) override {
+    response->mutable_model()->set_name("fake");
+    response->set_max_context(1024);
+    return grpc::Status::OK;
+  }
+
+  std::vector<v1::GenerateRequest> generates() const {
+    absl::MutexLock lock(&mutex_);
+    return generates_;
+  }
   std::vector<v1::ChatRequest> chats() const {
     absl::MutexLock lock(&mutex_);
     return chats_;
@@ -73,6 +106,7 @@ class FakeRouter : public v1::Inference::Service {
  private:
   mutable absl::Mutex mutex_;
   std::vector<v1::ChatRequest> chats_;
+  std::vector<v1::GenerateRequest> generates_;
 };
 
 // Sends what a router sends for an answer of one thinking and one content piece.

@@ -57,6 +57,33 @@ TEST(MemoryPlanTest, SplitsWeightsByRole) {
   EXPECT_EQ(WorkerWeightBytes(dense), 2 * TotalParameters(dense));
 }
 
+TEST(MemoryPlanTest, StoredWeightsByKind) {
+  ASSERT_OK_AND_ASSIGN(Qwen3Config config, KnownModel("qwen3-30b-a3b"));
+  const WeightBytes bf16 = StoredWeightBytes(config);
+  EXPECT_EQ(bf16.Total(), 2 * TotalParameters(config));
+  EXPECT_EQ(bf16.Worker(), WorkerWeightBytes(config));
+  EXPECT_EQ(bf16.attention, 2LL * 48 * 2048 * 128 * (32 + 32 + 4 + 4));
+  EXPECT_EQ(bf16.gates, 2LL * 48 * 2048 * 128);
+  EXPECT_EQ(bf16.norms, 2LL * (48 * (2 * 2048 + 2 * 128) + 2048));
+  EXPECT_EQ(bf16.lm_head, 2LL * 151936 * 2048);
+  EXPECT_EQ(bf16.embeddings, 2 * bf16.lm_head);
+  EXPECT_EQ(bf16.dense_mlp, 0);
+  EXPECT_EQ(bf16.one_expert, ExpertBytes(config));
+  EXPECT_EQ(bf16.experts, 48 * 128 * bf16.one_expert);
+  // FP8: one byte a weight of a projection, and 4 for each of its 128 x 128 blocks.
+  config.quantization = WeightQuantization::kFp8Block128;
+  const WeightBytes fp8 = StoredWeightBytes(config);
+  EXPECT_EQ(fp8.one_expert, 3 * (2048 * 768 + 4 * (2048 / 128) * (768 / 128)));
+  EXPECT_EQ(fp8.gates, bf16.gates);
+  EXPECT_EQ(fp8.embeddings, bf16.embeddings);
+  // A tied head is stored once; 1,000 columns are eight blocks, the last one not full.
+  ASSERT_OK_AND_ASSIGN(config, KnownModel("qwen3-0.6b"));
+  EXPECT_EQ(StoredWeightBytes(config).embeddings, StoredWeightBytes(config).lm_head);
+  config.quantization = WeightQuantization::kFp8Block128;
+  config.intermediate_size = 1000;
+  EXPECT_EQ(StoredWeightBytes(config).dense_mlp, 28 * 3 * (1000 * 1024 + 4 * 8 * 8));
+}
+
 TEST(MemoryPlanTest, RefusesWithTheArithmetic) {
   MemoryPlan plan;
   plan.worker_weight_bytes = 1'000'000'000;

@@ -156,11 +156,15 @@ TEST_F(WorkerPoolTest, WorkersOfOneCheckpointStayTogether) {
     d.mutable_model()->set_fingerprint("beef");
   });
   ASSERT_TRUE(WaitForError(1, "fingerprint is beef, want f00d"));
+  EXPECT_EQ(router_metrics_.workers().Value(), 2);
+  EXPECT_EQ(router_metrics_.workers_up().Value(), 1);
+  EXPECT_EQ(router_metrics_.workers_with_other_model().Value(), 1);
   EXPECT_EQ(pool_->fingerprint(), "f00d");
   // Once nobody serves the old weights, the new ones are what is served.
   first_.Stop();
   ASSERT_TRUE(WaitForUp(1));
   EXPECT_EQ(pool_->fingerprint(), "beef");
+  EXPECT_EQ(router_metrics_.workers_with_other_model().Value(), 0);
 }
 
 TEST_F(WorkerPoolTest, NoticesALossAndAReturn) {

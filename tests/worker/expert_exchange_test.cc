@@ -242,6 +242,24 @@ TEST_F(ExpertExchangeTest, WithoutAReplicaItWaits) {
   }
 }
 
+TEST_F(ExpertExchangeTest, EachShardIsToldOfARequestOnce) {
+  ScriptedShard a(*model_, {0, 1, 2, 3}), b(*model_, {4, 5, 6, 7});
+  const auto exchange = Connect(Options({a.target(), b.target()}));
+  v1::RequestTag tag;
+  tag.set_request_id("r1");
+  tag.set_traceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+  exchange->Announce(tag);
+  for (const uint64_t seed : {1, 2, 3}) {
+    EXPECT_OK(Step(*model_, 0, 20, seed).Run(*exchange));
+  }
+  for (const ScriptedShard* shard : {&a, &b}) {
+    const std::vector<v1::RequestTag> told = shard->announced();
+    ASSERT_EQ(told.size(), 1u);
+    EXPECT_EQ(told[0].request_id(), "r1");
+    EXPECT_EQ(told[0].traceparent(), tag.traceparent());
+  }
+}
+
 TEST_F(ExpertExchangeTest, AStaleEpochIsAskedForAgain) {
   ScriptedShard liar(*model_, model_->AllExperts());
   const auto exchange = Connect(Options({liar.target()}));
@@ -381,6 +399,7 @@ TEST_F(ExpertExchangeTest, AnotherModelIsRefused) {
   const Step step(*model_, 0, 3, 1);
   EXPECT_THAT(step.Run(exchange),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("another model")));
+  EXPECT_THAT(metrics_.Text(), HasSubstr("conclave_worker_shards_with_other_model 1\n"));
 }
 
 TEST_F(ExpertExchangeTest, NamesTheExpertThatNobodyHas) {
@@ -391,6 +410,8 @@ TEST_F(ExpertExchangeTest, NamesTheExpertThatNobodyHas) {
   ASSERT_TRUE(AwaitUp(exchange, true));
   EXPECT_THAT(exchange.Ready(),
               StatusIs(absl::StatusCode::kUnavailable, HasSubstr("expert 5 of layer 0")));
+  EXPECT_THAT(metrics_.Text(), HasSubstr("conclave_worker_missing_experts 1\n"));
+  EXPECT_THAT(metrics_.Text(), HasSubstr("conclave_worker_shards_with_other_model 0\n"));
   Step step(*model_, 1, 1, 1);
   step.topk_ids = {5, 6};
   step.batch.topk_ids = step.topk_ids.data();
