@@ -95,6 +95,10 @@ Command AddUp(CLI::App* app) {
                  "Requests a worker computes at a time; 0: the worker's default")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
+  up->add_option("--shared_memory", options->shared_memory,
+                 "auto: workers and shards exchange rows through shared memory; off: over gRPC")
+      ->check(CLI::IsMember({"auto", "off"}))
+      ->capture_default_str();
   up->add_option("--cpu_isa", options->cpu_isa, "Instructions of the kernels; auto: the best here")
       ->capture_default_str();
   up->add_option("--model_name", options->model_name,

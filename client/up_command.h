@@ -23,7 +23,8 @@ struct UpOptions {
   int64_t kv_cache_tokens = 0;     // per worker; 0: the worker's default
   int max_running = 0;             // sequences per worker; 0: the worker's default
   std::string cpu_isa = "auto";
-  std::string model_name;  // empty: the folder's name
+  std::string shared_memory = "auto";  // between workers and shards: auto or off
+  std::string model_name;              // empty: the folder's name
   std::string chat_template = "auto";
   std::string log_dir;
   std::string log_level = "info";

@@ -38,6 +38,7 @@ struct WorkerRuntimeOptions {
   int max_waiting = limits::kDefaultMaxWaitingSequences;
   int max_step_tokens = limits::kDefaultMaxStepTokens;
   absl::Duration shard_wait = limits::kDefaultShardWait;
+  bool shared_memory = true;  // with shards of this host that agree
 };
 
 // Everything of a worker but its gRPC door: the loaded model, its experts and the engine, built
