@@ -40,6 +40,7 @@ void SharedDispatchSource::Poll() {
           return Accept(header, hidden_states);
         });
     if (!polled.ok()) return End(polled.status());
+    if (!broken_.ok()) return End(broken_);
     moved = *polled;
   }
   if (draining && unanswered_frames_ == 0 && link_->num_waiting() == 0) End(absl::OkStatus());
@@ -88,13 +89,11 @@ void SharedDispatchSource::Answer(uint64_t sequence, size_t dispatch_bytes,
   unanswered_bytes_ -= dispatch_bytes;
   if (link_ == nullptr || abandoned_->load()) return;
   if (!result.ok()) parts_->metrics->CountError(result.status().code());
-  absl::Status sent;
   SplitAnswer(sequence, result, parts_->rules.row_bytes(), limits::kMaxExpertFrameBytes,
               [&](const v1::ExpertCombine& header, FrameLink::Pieces rows) {
-                if (sent.ok()) sent = link_->Send(header, rows);
+                // Poll, which may be above us and still uses the link, ends it.
+                if (broken_.ok()) broken_ = link_->Send(header, rows);
               });
-  // Not ended here: Poll, which may be above us, still uses the link, and fails next.
-  if (!sent.ok()) LOG_WARNING("an answer in shared memory: {}", sent.ToString());
 }
 
 std::shared_ptr<SharedMemoryStream> SharedMemoryStream::Start(const ShardParts* parts,

@@ -50,6 +50,7 @@ class SharedDispatchSource final : public DispatchSource,
   // The batcher's thread only.
   std::unique_ptr<FrameLink> link_;
   absl::AnyInvocable<void(absl::Status)> on_end_;  // empty once called
+  absl::Status broken_;                            // why an answer could not be sent
   int unanswered_frames_ = 0;
   size_t unanswered_bytes_ = 0;
 };

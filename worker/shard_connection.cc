@@ -91,10 +91,11 @@ void ShardConnection::DropLink(uint64_t link_id, const absl::Status& reason) {
     LOG_WARNING("shared memory with shard {} is given up for gRPC: {}", options_.target,
                 reason.ToString());
     view_.link = nullptr;
+    link_wanted_ = false;
     link_call = std::move(link_call_);
   }
   inbox_->NotifyChanged();
-  link_call->Cancel(reason);
+  if (link_call != nullptr) link_call->Cancel(reason);
 }
 
 void ShardConnection::OnStreamEnd(uint64_t stream_id, const absl::Status& reason) {
@@ -113,7 +114,9 @@ void ShardConnection::OpenLink(uint64_t stream_id) {
   if (!options_.shared_memory || !inbox_->bell().is_shared()) return;
   {
     absl::MutexLock lock(&mutex_);
+    if (!view_.HasPath(stream_id)) return;
     ++open_calls_;
+    link_wanted_ = true;
   }
   absl::StatusOr<std::shared_ptr<SharedMemoryCall>> call = SharedMemoryCall::Start(
       channel_, inbox_->bell(), pool_,
@@ -122,19 +125,20 @@ void ShardConnection::OpenLink(uint64_t stream_id) {
        },
        [this, stream_id](const absl::Status& reason) { OnLinkEnd(stream_id, reason); }});
   if (!call.ok()) return OnLinkEnd(stream_id, call.status());
-  bool late = false;
   {
     absl::MutexLock lock(&mutex_);
-    late = !view_.HasPath(stream_id);  // the stream has ended meanwhile
-    if (!late) link_call_ = *call;
+    if (link_wanted_) {
+      link_call_ = *std::move(call);
+      return;
+    }
   }
-  if (late) (*call)->Cancel(absl::CancelledError("the stream to the shard ended"));
+  (*call)->Cancel(absl::CancelledError("given up while it was opened"));
 }
 
 void ShardConnection::OnLinkOpen(uint64_t stream_id, std::shared_ptr<FrameLink> link) {
   {
     absl::MutexLock lock(&mutex_);
-    if (!view_.HasPath(stream_id)) return;
+    if (!link_wanted_ || !view_.HasPath(stream_id)) return;
     view_.link = std::move(link);
     view_.link_id = ++last_path_id_;
   }
@@ -161,6 +165,7 @@ std::shared_ptr<SharedMemoryCall> ShardConnection::SetDown(const absl::Status& r
   view_.reason = reason;
   view_.experts.clear();
   view_.link = nullptr;
+  link_wanted_ = false;
   stream_ = nullptr;
   return std::move(link_call_);
 }

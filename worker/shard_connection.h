@@ -103,6 +103,8 @@ class ShardConnection {
   ShardView view_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<DispatchStream> stream_ ABSL_GUARDED_BY(mutex_);       // null unless up
   std::shared_ptr<SharedMemoryCall> link_call_ ABSL_GUARDED_BY(mutex_);  // may have ended
+  // False once the link that was opened last is no longer of use, even if its call is to come.
+  bool link_wanted_ ABSL_GUARDED_BY(mutex_) = false;
   int open_calls_ ABSL_GUARDED_BY(mutex_) = 0;  // those whose on_end is still to come
   uint64_t last_path_id_ ABSL_GUARDED_BY(mutex_) = 0;
   grpc::ClientContext* describing_ ABSL_GUARDED_BY(mutex_) = nullptr;

@@ -46,7 +46,7 @@ class ClusterTest(IntegrationTest):
         """Until every worker reaches every shard so; they agree on memory just after the start."""
         deadline = time.monotonic() + DEADLINE_SECONDS
         while True:
-            used = {shard["transport"] for worker in cluster.ask("status")["workers"]
+            used = {shard["transport"] for worker in cluster.ask("status", "--wait", DEADLINE_SECONDS)["workers"]
                     for shard in worker["shards"]}
             if used == {transport}:
                 return

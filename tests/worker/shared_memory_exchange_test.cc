@@ -1,5 +1,6 @@
 // The way through shared memory between workers and shards of one host: equal bits, and what comes
 // of a peer that dies, drains, refuses or writes nonsense.
+#include <cstring>
 #include <functional>
 #include <thread>
 
@@ -182,10 +183,56 @@ TEST_F(SharedMemoryExchangeTest, AWorkerThatVanishesLeavesNothingBehind) {
   }));
 }
 
-// What a worker that is not ours may write where frames should be.
+// A worker that is not ours: it offers memory as ours does, and then writes what a test likes.
+class RawWorker {
+ public:
+  explicit RawWorker(const std::string& target)
+      : stub_(v1::ExpertShard::NewStub(MakeChannel(target))) {
+    context_.set_deadline(absl::ToChronoTime(absl::Now() + kPatience));
+    stream_ = stub_->OpenSharedMemory(&context_);
+    absl::StatusOr<SharedMemory> rings = SharedMemory::Create(FrameLinkBytes());
+    EXPECT_OK(rings);
+    rings_ = *std::move(rings);
+    offer_.set_boot_id(BootId());
+    *offer_.mutable_rings() = rings_.region();
+    *offer_.mutable_doorbell() = bell_.region();
+  }
+
+  v1::SharedMemoryOffer& offer() { return offer_; }
+  uint8_t* dispatches() { return rings_.data() + 4096; }
+  uint8_t* combines() { return dispatches() + FrameRingBytes(limits::kSharedRingBytes); }
+
+  // False: the shard refused.
+  bool Offer() {
+    v1::SharedMemoryAnswer answer;
+    if (!stream_->Write(offer_) || !stream_->Read(&answer)) return false;
+    EXPECT_TRUE(rings_.IsConfirmed(answer.confirmation()));
+    absl::StatusOr<std::unique_ptr<Doorbell>> shard_bell = Doorbell::Open(answer.doorbell());
+    EXPECT_OK(shard_bell);
+    shard_bell_ = *std::move(shard_bell);
+    return true;
+  }
+  void RingShard() { shard_bell_->Ring(); }
+
+  // Waits until the shard ends the call.
+  absl::Status End() {
+    v1::SharedMemoryAnswer answer;
+    EXPECT_FALSE(stream_->Read(&answer));
+    return FromGrpcStatus(stream_->Finish());
+  }
+
+ private:
+  const std::unique_ptr<v1::ExpertShard::Stub> stub_;
+  grpc::ClientContext context_;
+  std::unique_ptr<grpc::ClientReaderWriter<v1::SharedMemoryOffer, v1::SharedMemoryAnswer>> stream_;
+  SharedMemory rings_;
+  Doorbell bell_;
+  v1::SharedMemoryOffer offer_;
+  std::unique_ptr<Doorbell> shard_bell_;
+};
+
 TEST_F(SharedMemoryExchangeTest, AShardEndsTheWayOfAWorkerThatWritesNonsense) {
   TestShard shard(*model_, model_->AllExperts());
-  const auto channel = MakeChannel(shard.target());
   using Spoil = std::function<void(FrameRingControl&, uint64_t * first_frame)>;
   const std::vector<Spoil> spoils = {
       [](auto& control, uint64_t*) { control.written = ~uint64_t{0}; },
@@ -202,27 +249,12 @@ TEST_F(SharedMemoryExchangeTest, AShardEndsTheWayOfAWorkerThatWritesNonsense) {
       },
   };
   for (const Spoil& spoil : spoils) {
-    const auto stub = v1::ExpertShard::NewStub(channel);
-    grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(absl::Now() + kPatience));
-    const auto stream = stub->OpenSharedMemory(&context);
-    ASSERT_OK_AND_ASSIGN(const SharedMemory rings, SharedMemory::Create(FrameLinkBytes()));
-    const Doorbell bell;
-    v1::SharedMemoryOffer offer;
-    offer.set_boot_id(BootId());
-    *offer.mutable_rings() = rings.region();
-    *offer.mutable_doorbell() = bell.region();
-    ASSERT_TRUE(stream->Write(offer));
-    v1::SharedMemoryAnswer answer;
-    ASSERT_TRUE(stream->Read(&answer));
-    EXPECT_TRUE(rings.IsConfirmed(answer.confirmation()));
-    ASSERT_OK_AND_ASSIGN(const auto shard_bell, Doorbell::Open(answer.doorbell()));
-    uint8_t* const dispatches = rings.data() + 4096;
-    spoil(*reinterpret_cast<FrameRingControl*>(dispatches),
-          reinterpret_cast<uint64_t*>(dispatches + sizeof(FrameRingControl)));
-    shard_bell->Ring();
-    EXPECT_FALSE(stream->Read(&answer));
-    const absl::Status status = FromGrpcStatus(stream->Finish());
+    RawWorker worker(shard.target());
+    ASSERT_TRUE(worker.Offer());
+    spoil(*reinterpret_cast<FrameRingControl*>(worker.dispatches()),
+          reinterpret_cast<uint64_t*>(worker.dispatches() + sizeof(FrameRingControl)));
+    worker.RingShard();
+    const absl::Status status = worker.End();
     EXPECT_TRUE(absl::IsDataLoss(status) || absl::IsInvalidArgument(status)) << status;
   }
   const auto exchange = Connect(Options({shard.target()}));  // it serves the others as ever
@@ -231,27 +263,33 @@ TEST_F(SharedMemoryExchangeTest, AShardEndsTheWayOfAWorkerThatWritesNonsense) {
   EXPECT_TRUE(rows == Expected(step));
 }
 
+TEST_F(SharedMemoryExchangeTest, AnAnswerThatCannotBeWrittenEndsTheWay) {
+  TestShard shard(*model_, model_->AllExperts());
+  RawWorker worker(shard.target());
+  ASSERT_TRUE(worker.Offer());
+  v1::ExpertDispatch header;
+  header.set_placement_epoch(1);
+  header.set_num_rows(1);
+  header.add_pair_rows(0);
+  header.add_pair_experts(0);
+  FrameRingWriter writer(worker.dispatches(), limits::kSharedRingBytes);
+  const size_t row_bytes = static_cast<size_t>(model_->config().hidden_size) * 2;
+  ASSERT_OK_AND_ASSIGN(uint8_t * row, writer.Begin(header.SerializeAsString(), row_bytes));
+  std::memset(row, 0, row_bytes);
+  reinterpret_cast<FrameRingControl*>(worker.combines())->read = uint64_t{1} << 40;
+  writer.Publish();
+  worker.RingShard();
+  EXPECT_THAT(worker.End(), StatusIs(absl::StatusCode::kDataLoss));
+}
+
 TEST_F(SharedMemoryExchangeTest, OffersThatMakeNoSenseAreRefused) {
   TestShard shard(*model_, model_->AllExperts());
-  const auto channel = MakeChannel(shard.target());
   const auto refused = [&](const char* why,
                            const std::function<void(v1::SharedMemoryOffer&)>& spoil) {
-    const auto stub = v1::ExpertShard::NewStub(channel);
-    grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(absl::Now() + kPatience));
-    const auto stream = stub->OpenSharedMemory(&context);
-    ASSERT_OK_AND_ASSIGN(const SharedMemory rings, SharedMemory::Create(FrameLinkBytes()));
-    const Doorbell bell;
-    v1::SharedMemoryOffer offer;
-    offer.set_boot_id(BootId());
-    *offer.mutable_rings() = rings.region();
-    *offer.mutable_doorbell() = bell.region();
-    spoil(offer);
-    ASSERT_TRUE(stream->Write(offer));
-    v1::SharedMemoryAnswer answer;
-    EXPECT_FALSE(stream->Read(&answer));
-    EXPECT_THAT(FromGrpcStatus(stream->Finish()),
-                StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr(why)));
+    RawWorker worker(shard.target());
+    spoil(worker.offer());
+    EXPECT_FALSE(worker.Offer());
+    EXPECT_THAT(worker.End(), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr(why)));
   };
   refused("another host", [](auto& offer) { offer.set_boot_id("somewhere else"); });
   refused("another host", [](auto& offer) { offer.clear_boot_id(); });
