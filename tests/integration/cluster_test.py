@@ -46,8 +46,8 @@ class ClusterTest(IntegrationTest):
         """Until every worker reaches every shard so; they agree on memory just after the start."""
         deadline = time.monotonic() + DEADLINE_SECONDS
         while True:
-            used = {shard["transport"] for worker in cluster.ask("status", "--wait", DEADLINE_SECONDS)["workers"]
-                    for shard in worker["shards"]}
+            status = cluster.ask("status", "--wait", DEADLINE_SECONDS)
+            used = {shard["transport"] for worker in status["workers"] for shard in worker["shards"]}
             if used == {transport}:
                 return
             self.assertLess(time.monotonic(), deadline, used)
