@@ -111,6 +111,10 @@ Command AddUp(CLI::App* app) {
         "--prefill_ahead", options->prefill_ahead,
         "Idle workers compute the beginning of a conversation's next prompt; true or false")
       ->capture_default_str();
+  up->add_option("--shared_memory", options->shared_memory,
+                 "auto: workers and shards exchange rows through shared memory; off: over gRPC")
+      ->check(CLI::IsMember({"auto", "off"}))
+      ->capture_default_str();
   up->add_option("--cpu_isa", options->cpu_isa, "Instructions of the kernels; auto: the best here")
       ->capture_default_str();
   up->add_option("--model_name", options->model_name,

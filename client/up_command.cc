@@ -53,6 +53,7 @@ ProcessTier PlanShards(const UpOptions& options, int threads) {
     Append(spec.argv, "--num_shards", absl::StrCat(options.shards));
     Append(spec.argv, "--threads", absl::StrCat(threads));
     Append(spec.argv, "--cpu_isa", options.cpu_isa);
+    Append(spec.argv, "--shared_memory", options.shared_memory);
     tier.processes.push_back(std::move(spec));
   }
   return tier;
@@ -67,6 +68,7 @@ ProcessTier PlanWorkers(const UpOptions& options, int threads) {
     spec.argv = CommonArguments(options, "conclave-worker");
     Append(spec.argv, "--threads", absl::StrCat(threads));
     Append(spec.argv, "--cpu_isa", options.cpu_isa);
+    Append(spec.argv, "--shared_memory", options.shared_memory);
     if (options.kv_cache_tokens > 0) {
       Append(spec.argv, "--kv_cache_tokens", absl::StrCat(options.kv_cache_tokens));
     }

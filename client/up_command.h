@@ -25,7 +25,8 @@ struct UpOptions {
   bool prefix_cache = true;
   bool prefill_ahead = true;
   std::string cpu_isa = "auto";
-  std::string model_name;  // empty: the folder's name
+  std::string shared_memory = "auto";  // between workers and shards: auto or off
+  std::string model_name;              // empty: the folder's name
   std::string chat_template = "auto";
   std::string log_dir;
   std::string log_level = "info";

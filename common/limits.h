@@ -25,6 +25,9 @@ inline constexpr int kMaxQueuedDispatches = 4096;
 // Pairs that a shard computes at once. Bounds its intermediates: 16,384 pairs of Qwen3-235B-A22B
 // take 16,384 * (4,096 * 2 + 3,072 * 4 + 1,536 * 2 + 4,096 * 4) bytes = 624 MiB.
 inline constexpr int64_t kMaxExpertBatchPairs = 16384;
+// One direction of the shared memory between a worker and a shard of one host, which takes twice
+// this: a frame of the largest size and another that the reader has not taken yet.
+inline constexpr size_t kSharedRingBytes = 16 << 20;
 // Buffers of tensors that a process keeps although nobody uses them now.
 inline constexpr size_t kMaxIdleTensorBytes = 256 << 20;
 

@@ -43,6 +43,7 @@ struct ShardOptions {
   std::string log_level = "info";
   std::string log_format = "text";
   std::string cpu_isa = "auto";
+  std::string shared_memory = "auto";
   int threads = 0;
   double drain_seconds = absl::ToDoubleSeconds(limits::kDefaultDrainDeadline);
 };
@@ -65,6 +66,11 @@ void AddFlags(CLI::App* app, ShardOptions* options) {
       ->capture_default_str();
   app->add_option("--drain_seconds", options->drain_seconds,
                   "Time to finish what was accepted before a stop")
+      ->capture_default_str();
+  app->add_option(
+         "--shared_memory", options->shared_memory,
+         "auto: workers of this host may send frames through shared memory; off: gRPC only")
+      ->check(CLI::IsMember({"auto", "off"}))
       ->capture_default_str();
   app->add_option("--log_level", options->log_level, "debug, info, warning or error")
       ->capture_default_str();
@@ -177,7 +183,8 @@ absl::Status Run(const ShardOptions& options) {
   ASSIGN_OR_RETURN(const int metrics_port, metrics.Serve(metrics_listen.host, metrics_listen.port));
   std::unique_ptr<ExpertRunner> runner;
   std::unique_ptr<TokenBatcher> batcher;
-  ExpertService service(&shard_metrics);  // after what it uses, before the server that calls it
+  // After what it uses, before the server that calls it.
+  ExpertService service(&shard_metrics, options.shared_memory == "auto");
   ServerOptions server_options;
   server_options.listen = options.listen;
   server_options.services = {&service};

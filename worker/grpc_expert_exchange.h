@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -29,11 +30,14 @@ struct GrpcExpertExchangeOptions {
   // A layer whose experts nobody serves waits this long for a shard to return.
   absl::Duration shard_wait = limits::kDefaultShardWait;
   absl::Duration dispatch_timeout = limits::kDispatchTimeout;
+  // Frames go through shared memory where a shard is on this host and agrees.
+  bool shared_memory = true;
 };
 
-// Experts on shards over gRPC, besides those of a local runner. A layer's pairs are split by
-// expert; each expert's go to one of the shards that hold it; each row goes to a shard once. What a
-// lost shard has not answered is sent to another that holds the expert, or waits for one.
+// Experts on shards over gRPC or, on one host, shared memory, besides those of a local runner. A
+// layer's pairs are split by expert; each expert's go to one of the shards that hold it; each row
+// goes to a shard once. What a lost shard has not answered is sent to another that holds the
+// expert, or waits for one.
 class GrpcExpertExchange final : public ExpertExchange {
  public:
   // Starts to connect at once. `local` (may be null) runs the experts it holds; `metrics` is
@@ -56,10 +60,12 @@ class GrpcExpertExchange final : public ExpertExchange {
   void Stop() override { inbox_.Stop(); }
 
  private:
+  enum class Transport { kGrpc, kSharedMemory };
   // A dispatch that is not fully answered.
   struct Outstanding {
     int shard_idx = 0;
-    uint64_t stream_id = 0;
+    uint64_t path_id = 0;  // see ShardView
+    Transport transport = Transport::kGrpc;
     std::vector<uint32_t> pairs;  // indices into order_, rising
     size_t num_answered = 0;
     absl::Time sent;
@@ -72,10 +78,14 @@ class GrpcExpertExchange final : public ExpertExchange {
   };
   struct ExchangeMetrics {
     ExchangeMetrics(Metrics* metrics, size_t num_shards);
-    prometheus::Counter& dispatch_bytes;
-    prometheus::Counter& combine_bytes;
-    prometheus::Histogram& dispatch_seconds;
-    prometheus::Counter& retries;
+    struct OfTransport {
+      prometheus::Counter* dispatch_bytes = nullptr;
+      prometheus::Counter* combine_bytes = nullptr;
+      prometheus::Histogram* dispatch_seconds = nullptr;
+      prometheus::Counter* retries = nullptr;
+    };
+    OfTransport& of(Transport transport) { return transports[static_cast<size_t>(transport)]; }
+    std::array<OfTransport, 2> transports;
     prometheus::Counter& local_rows;
     prometheus::Gauge& missing_experts;
     prometheus::Gauge& shards_with_other_model;
@@ -100,7 +110,11 @@ class GrpcExpertExchange final : public ExpertExchange {
   void SendPairs(int shard_idx, const std::vector<uint32_t>& pairs);
   // `rows` are consecutive ones of SendPairs, `pairs` those that use them.
   void SendFrame(int shard_idx, absl::Span<const uint32_t> rows, std::vector<uint32_t> pairs);
+  // False if the way to the shard has just ended.
+  bool Transmit(int shard_idx, const v1::ExpertDispatch& header, absl::Span<const uint32_t> rows);
   absl::Status WaitForNews();
+  // Appends what came through shared memory to combines_; true if anything moved.
+  bool PollLinks();
   absl::Status TakeCombine(ShardCombine combine);
   absl::Status TakeError(const Outstanding& dispatch, const v1::ExpertCombine& header);
   bool TakeRows(Outstanding& dispatch, CombineFrame& frame);
@@ -139,6 +153,7 @@ class GrpcExpertExchange final : public ExpertExchange {
   std::vector<TensorBytes> received_;                       // what expert_rows points into
   std::vector<BFloat16> local_output_;
   std::vector<ShardCombine> combines_;
+  std::vector<absl::Span<const uint8_t>> pieces_;  // the rows of the frame being sent
 };
 
 }  // namespace conclave

@@ -33,6 +33,7 @@ int main(int argc, char** argv) {
   std::string log_level = "info";
   std::string log_format = "text";
   double shard_wait_seconds = absl::ToDoubleSeconds(options.runtime.shard_wait);
+  std::string shared_memory = "auto";
   double drain_seconds = absl::ToDoubleSeconds(options.drain);
   CLI::App app{
       "conclave-worker: runs attention and generates tokens for one Qwen3 checkpoint. Experts of a "
@@ -74,6 +75,10 @@ int main(int argc, char** argv) {
                  "How long requests wait for a lost expert shard before they fail")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  app.add_option("--shared_memory", shared_memory,
+                 "auto: frames to shards of this host go through shared memory; off: all by gRPC")
+      ->check(CLI::IsMember({"auto", "off"}))
+      ->capture_default_str();
   app.add_option("--drain_seconds", drain_seconds, "How long SIGTERM lets accepted requests run")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
@@ -93,6 +98,7 @@ int main(int argc, char** argv) {
   if (end.has_value()) return *end;
   options.runtime.shard_wait = absl::Seconds(shard_wait_seconds);
   options.drain = absl::Seconds(drain_seconds);
+  options.runtime.shared_memory = shared_memory == "auto";
 
   const absl::Status status = conclave::RunWorkerProcess(options);
   if (!status.ok()) {

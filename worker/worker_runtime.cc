@@ -125,6 +125,7 @@ absl::Status WorkerRuntime::LoadExperts(Metrics& metrics,
   exchange.fingerprint = model_.fingerprint();
   exchange.config = config_;
   exchange.shard_wait = options_.shard_wait;
+  exchange.shared_memory = options_.shared_memory;
   experts_ = std::make_unique<GrpcExpertExchange>(std::move(exchange), std::move(local), &metrics);
   return absl::OkStatus();
 }
