@@ -217,7 +217,7 @@ TEST_F(ExpertExchangeTest, EachShardIsToldOfARequestOnce) {
   tag.set_traceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
   exchange->Announce(tag);
   for (const uint64_t seed : {1, 2, 3}) {
-    EXPECT_OK(Step(*model_, 0, 20, seed).Run(*exchange));
+    EXPECT_OK(ExchangeStep(*model_, 0, 20, seed).Run(*exchange));
   }
   for (const ScriptedShard* shard : {&a, &b}) {
     const std::vector<v1::RequestTag> told = shard->announced();
