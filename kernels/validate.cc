@@ -59,6 +59,12 @@ absl::Status ValidateShape(absl::string_view what, const PackedMatrix& matrix, i
                                                  ", ", in_features, "]"));
 }
 
+absl::Status ValidateDtype(absl::string_view what, const PackedMatrix& matrix, WeightDtype dtype) {
+  if (matrix.dtype() == dtype) return absl::OkStatus();
+  return errors::OutOfRange(absl::StrCat(what, ".dtype"), WeightDtypeName(matrix.dtype()),
+                            absl::StrCat(WeightDtypeName(dtype), " as in the first group"));
+}
+
 absl::Status ValidateGroups(const ExpertFfnArgs& args) {
   int64_t next_pair = 0;
   for (const ExpertGroup& group : args.groups) {
@@ -69,6 +75,10 @@ absl::Status ValidateGroups(const ExpertFfnArgs& args) {
                                   2 * args.moe_intermediate_size, args.hidden_size));
     RETURN_IF_ERROR(ValidateShape("down_proj", group.weights->down_proj, args.hidden_size,
                                   args.moe_intermediate_size));
+    RETURN_IF_ERROR(ValidateDtype("gate_up_proj", group.weights->gate_up_proj,
+                                  args.groups[0].weights->gate_up_proj.dtype()));
+    RETURN_IF_ERROR(ValidateDtype("down_proj", group.weights->down_proj,
+                                  args.groups[0].weights->down_proj.dtype()));
     next_pair += group.num_pairs;
   }
   const int64_t num_pairs = static_cast<int64_t>(args.pair_rows.size());
