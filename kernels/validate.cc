@@ -26,6 +26,9 @@ absl::Status ValidateCache(const KvCacheLayer& cache) {
   RETURN_IF_ERROR(AtLeast("num_blocks", cache.num_blocks, 0));
   RETURN_IF_ERROR(AtLeast("num_key_value_heads", cache.num_key_value_heads, 1));
   RETURN_IF_ERROR(AtLeast("block_tokens", cache.block_tokens, 1));
+  if (cache.block_tokens % 2 != 0) {
+    return errors::OutOfRange("block_tokens", cache.block_tokens, "even");
+  }
   RETURN_IF_ERROR(InRange("head_dim", cache.head_dim, 2, kMaxHeadDim));
   if (cache.head_dim % 2 != 0) return errors::OutOfRange("head_dim", cache.head_dim, "even");
   if (cache.num_blocks > 0) {

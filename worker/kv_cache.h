@@ -22,7 +22,7 @@ class KvCache {
   KvCacheLayer shape_;
   int64_t num_blocks_;
   int64_t values_per_array_;
-  std::unique_ptr<BFloat16[]> values_;  // [num_layers][k, v][num_blocks, kv_heads, block, head_dim]
+  std::unique_ptr<BFloat16[]> values_;  // [num_layers][k, v], each as KvCacheLayer lays it out
 };
 
 // Which blocks are free. Blocks are handed out lowest id first, so that a small load touches

@@ -51,6 +51,7 @@ struct Int8Tile {
 // Query rows (token, head) of one tile of one KV head.
 inline constexpr int kMaxAttentionRows = 32;
 inline constexpr int kAttentionBlock = 16;  // tokens of a KV block
+inline constexpr int kAttentionChunk = 64;  // positions of one step of the online softmax
 inline constexpr int kMaxHeadDim = 256;
 
 // Online softmax of rows over some positions.
@@ -68,10 +69,10 @@ struct AttentionSegment {
   int num_tokens = 0;
   int group = 0;               // query heads per KV head
   int64_t first_position = 0;  // of the first token
-  int64_t begin = 0;           // on a block's edge
+  int64_t begin = 0;           // on a chunk's edge
   int64_t end = 0;
   const int32_t* block_table = nullptr;
-  const BFloat16* k = nullptr;  // this KV head in block 0
+  const BFloat16* k = nullptr;  // this KV head in block 0, laid out as KvCacheLayer says
   const BFloat16* v = nullptr;
   int64_t block_stride = 0;  // values from block to block
   int head_dim = 0;
