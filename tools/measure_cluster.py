@@ -21,7 +21,7 @@ def start(args, shards):
     began = time.monotonic()
     process = subprocess.Popen(
         [args.bin / "conclave", "up", "--model", args.model, "--shards", str(shards),
-         "--threads", str(args.threads), "--log_level", "error"],
+         "--threads", str(args.threads), "--log_level", "error", *args.up_flags],
         stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         match = re.match(r"router +gRPC (\S+)", line)
@@ -51,6 +51,26 @@ def median(repeat, measure):
     return statistics.median(measure() for _ in range(repeat))
 
 
+def measure(args, shards):
+    """Starts a cluster, measures it and stops it; tokens a second, decode one per concurrency."""
+    process, endpoint, ready = start(args, shards)
+    try:
+        seconds(args, endpoint, args.prompt, 2)  # warm
+        short = median(args.repeat, lambda: seconds(args, endpoint, 1, 1))
+        whole = median(args.repeat, lambda: seconds(args, endpoint, args.prompt, 1))
+        decode = []
+        for concurrency in args.concurrency:
+            few = median(args.repeat, lambda: seconds(args, endpoint, 16, 1, concurrency))
+            many = median(args.repeat, lambda: seconds(args, endpoint, 16, 1 + args.new_tokens,
+                                                       concurrency))
+            decode.append(concurrency * args.new_tokens / (many - few))
+        return {"ready": ready, "first_token": short, "decode": decode,
+                "prefill": (args.prompt - 1) / (whole - short)}
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--bin", type=pathlib.Path, default="build/release/bin")
@@ -61,27 +81,16 @@ def main():
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--new_tokens", type=int, default=32)
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--up_flags", nargs=argparse.REMAINDER, default=[],
+                        help="the rest of the line goes to `conclave up`")
     args = parser.parse_args()
     print("shards  ready s  first token ms  prefill tok/s  " +
           "  ".join(f"decode x{c} tok/s" for c in args.concurrency))
     for shards in args.shards:
-        process, endpoint, ready = start(args, shards)
-        try:
-            seconds(args, endpoint, args.prompt, 2)  # warm
-            short = median(args.repeat, lambda: seconds(args, endpoint, 1, 1))
-            whole = median(args.repeat, lambda: seconds(args, endpoint, args.prompt, 1))
-            decode = []
-            for concurrency in args.concurrency:
-                few = median(args.repeat, lambda: seconds(args, endpoint, 16, 1, concurrency))
-                many = median(args.repeat, lambda: seconds(args, endpoint, 16, 1 + args.new_tokens,
-                                                           concurrency))
-                decode.append(concurrency * args.new_tokens / (many - few))
-            print(f"{shards:6d}  {ready:7.2f}  {short * 1e3:14.1f}  "
-                  f"{(args.prompt - 1) / (whole - short):13.1f}  " +
-                  "  ".join(f"{rate:14.1f}" for rate in decode), flush=True)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
+        figures = measure(args, shards)
+        print(f"{shards:6d}  {figures['ready']:7.2f}  {figures['first_token'] * 1e3:14.1f}  "
+              f"{figures['prefill']:13.1f}  " +
+              "  ".join(f"{rate:14.1f}" for rate in figures["decode"]), flush=True)
 
 
 if __name__ == "__main__":
