@@ -23,7 +23,9 @@ struct UpOptions {
   int64_t kv_cache_tokens = 0;     // per worker; 0: the worker's default
   int max_running = 0;             // sequences per worker; 0: the worker's default
   std::string cpu_isa = "auto";
-  std::string model_name;  // empty: the folder's name
+  std::string weight_dtype = "auto";  // of workers and shards
+  std::vector<int> numa_nodes;        // the processes of a tier take turns on them; empty: anywhere
+  std::string model_name;             // empty: the folder's name
   std::string chat_template = "auto";
   std::string log_dir;
   std::string log_level = "info";

@@ -58,6 +58,7 @@ GrpcExpertExchange::GrpcExpertExchange(GrpcExpertExchangeOptions options,
     connection.shard_idx = static_cast<int>(shard);
     connection.target = options_.shards[shard];
     connection.fingerprint = options_.fingerprint;
+    connection.weight_dtype = options_.weight_dtype;
     connection.num_experts = options_.config.num_experts;
     connections_.push_back(std::make_unique<ShardConnection>(std::move(connection), &inbox_));
   }
