@@ -21,7 +21,7 @@ namespace conclave {
 namespace {
 
 struct LoadOptions {
-  std::string model;
+  std::string model = "models/demo";
   std::string weight_dtype = "auto";
   int threads = 2;
 };
@@ -99,7 +99,7 @@ absl::Status Run(const LoadOptions& options) {
 int main(int argc, char** argv) {
   conclave::LoadOptions options;
   CLI::App app("Times loading a checkpoint");
-  app.add_option("--model", options.model, "Directory of the checkpoint")->required();
+  app.add_option("--model", options.model, "Directory of the checkpoint")->capture_default_str();
   app.add_option("--weight_dtype", options.weight_dtype, "as conclave-worker takes it")
       ->capture_default_str();
   app.add_option("--threads", options.threads, "threads of the pool")
