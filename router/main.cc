@@ -124,7 +124,9 @@ void DefineFlags(CLI::App& app, Flags* flags) {
 std::vector<FlagGroup> Groups() {
   return {{"Model", {"--model", "--model_name", "--chat_template"}},
           {"Network", {"--listen", "--http_listen", "--http_threads", "--http_cors_origin"}},
-          {"Workers", {"--workers", "--failover_wait_seconds"}},
+          {"Workers",
+           {"--workers", "--failover_wait_seconds", "--prefix_tokens_per_request",
+            "--prefill_ahead"}},
           {"Load", {"--max_inflight", "--prompt_threads", "--drain_seconds"}},
           {"Thinking",
            {"--default_mode", "--budget_ceilings", "--adaptive_budget_queue",

@@ -1,11 +1,9 @@
 #pragma once
 
-#include <algorithm>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -14,6 +12,7 @@
 #include "common/metrics.h"
 #include "common/thread_pool.h"
 #include "kernels/device.h"
+#include "kernels/weight_dtype.h"
 #include "model/qwen3_config.h"
 #include "model/safetensors.h"
 #include "proto/conclave/v1/model.pb.h"
@@ -31,9 +30,11 @@ struct WorkerRuntimeOptions {
   std::string model_dir;
   std::vector<std::string> shards;  // gRPC targets; empty: every expert in process
   std::string local_experts;        // "0-31,40": in process, beside the shards
-  int threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  int threads = 0;                  // 0: one for each CPU it may use
   std::string cpu_isa = "auto";
-  int64_t kv_cache_tokens = 0;  // 0: what a quarter of the free memory holds
+  std::string weight_dtype = "auto";  // as ChooseWeightDtype reads it
+  std::vector<int> cpus;              // the pool's threads stay on these; empty: on any
+  int64_t kv_cache_tokens = 0;        // 0: what a quarter of the free memory holds
   int max_running = limits::kDefaultMaxRunningSequences;
   int max_waiting = limits::kDefaultMaxWaitingSequences;
   int max_step_tokens = limits::kDefaultMaxStepTokens;
@@ -76,6 +77,7 @@ class WorkerRuntime {
 
   const WorkerRuntimeOptions options_;
   Qwen3Config config_;
+  WeightDtype weight_dtype_ = WeightDtype::kBf16;
   v1::ModelInfo model_;
   std::optional<Vocabulary> vocabulary_;  // empty: a checkpoint without tokenizer.json
   std::unique_ptr<Checkpoint> checkpoint_;

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "common/bfloat16.h"
+#include "kernels/quantize.h"
 
 // The inner loops that exist once per instruction set. The files that implement them are compiled
 // with that set's flags, so this header declares plain structs only: an inline function defined
@@ -13,6 +14,7 @@ namespace conclave::cpu {
 inline constexpr int kMaxTileRows = 6;
 inline constexpr int kMaxTilePanels = 4;
 inline constexpr int kPanelWidth = 16;
+
 inline constexpr int kSumsStride = kMaxTilePanels * kPanelWidth;  // floats from row to row of sums
 
 // sums[r][16 * p + lane] = sum over pairs of rows[r][2i] * panel p's [i][lane][0], then of
@@ -20,7 +22,7 @@ inline constexpr int kSumsStride = kMaxTilePanels * kPanelWidth;  // floats from
 // nothing but the row and the weights.
 struct LinearTile {
   const BFloat16* const* rows = nullptr;    // [num_rows] to [in_features]
-  const BFloat16* const* panels = nullptr;  // [num_panels], see PackedMatrix::Panel
+  const BFloat16* const* panels = nullptr;  // [num_panels] to pair_begin, see PackedMatrix
   int num_rows = 0;                         // 1 .. CpuOps::tile_rows[num_panels]
   int num_panels = 0;                       // 1, 2 or 4
   int64_t in_features = 0;
@@ -30,9 +32,26 @@ struct LinearTile {
   float* sums = nullptr;  // [num_rows][kSumsStride], 64-byte aligned
 };
 
+// sums[r][16 * p + lane] += over the groups, in order: (products of the group) * weight scale * row
+// scale, every step rounded to FP32; see PackedMatrix for the blocks.
+struct Int8Tile {
+  const int8_t* const* rows = nullptr;       // [num_rows] codes, zero-padded to whole groups
+  const float* const* row_scales = nullptr;  // [num_rows] to [num_groups]
+  const int32_t* const* row_starts =
+      nullptr;                             // [num_rows] to [num_groups]: -128 * sum of the codes
+  const uint8_t* const* panels = nullptr;  // [num_panels] to num_groups int8 blocks
+  int num_rows = 0;                        // 1 .. CpuOps::int8_tile_rows
+  int num_panels = 0;                      // 1 .. CpuOps::int8_tile_panels
+  int64_t num_groups = 0;
+  int64_t group_size = 0;  // a multiple of 64
+  bool resume = false;     // go on from `sums` instead of from zero
+  float* sums = nullptr;   // [num_rows][kSumsStride], 64-byte aligned
+};
+
 // Query rows (token, head) of one tile of one KV head.
 inline constexpr int kMaxAttentionRows = 32;
 inline constexpr int kAttentionBlock = 16;  // tokens of a KV block
+inline constexpr int kAttentionChunk = 64;  // positions of one step of the online softmax
 inline constexpr int kMaxHeadDim = 256;
 
 // Online softmax of rows over some positions.
@@ -50,10 +69,10 @@ struct AttentionSegment {
   int num_tokens = 0;
   int group = 0;               // query heads per KV head
   int64_t first_position = 0;  // of the first token
-  int64_t begin = 0;           // on a block's edge
+  int64_t begin = 0;           // on a chunk's edge
   int64_t end = 0;
   const int32_t* block_table = nullptr;
-  const BFloat16* k = nullptr;  // this KV head in block 0
+  const BFloat16* k = nullptr;  // this KV head in block 0, laid out as KvCacheLayer says
   const BFloat16* v = nullptr;
   int64_t block_stride = 0;  // values from block to block
   int head_dim = 0;
@@ -66,6 +85,16 @@ struct CpuOps {
   int main_panels;                    // panels of the shape for many rows
 
   void (*linear_tile)(const LinearTile& tile);
+  int int8_tile_rows;
+  int int8_tile_panels;
+  void (*int8_tile)(const Int8Tile& tile);
+  // QuantizeInt8 of each group of a row; the last one is padded with zeros. For row_starts see
+  // Int8Tile.
+  void (*quantize_row)(const BFloat16* row, int64_t size, int64_t group_size, int8_t* codes,
+                       float* scales, int32_t* starts);
+  // One block of FP8 to 64 lines of BF16; of int4 to one of int8, scales included.
+  void (*widen_fp8)(const uint8_t* block, BFloat16* lines);
+  void (*widen_int4)(const uint8_t* block, uint8_t* int8_block);
   void (*rms_norm)(const float* input, const float* weight, int64_t size, float eps,
                    BFloat16* output);
   // RMSNorm of a head, then rotation; cos and sin are [head_dim / 2].
@@ -81,6 +110,8 @@ struct CpuOps {
   void (*attention_merge)(const AttentionState& from, int num_rows, const AttentionState& into);
   void (*attention_finish)(const AttentionState& state, int row, int head_dim, BFloat16* output);
 };
+
+extern const float* const kE4M3Values;  // [256]: of every E4M3 code
 
 extern const CpuOps kPlainOps;
 #if defined(__x86_64__)

@@ -1,6 +1,7 @@
 #include "kernels/expert_ffn.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "common/status_macros.h"
 #include "kernels/cpu/dispatch.h"
@@ -28,39 +29,34 @@ Items CutPanels(int64_t num_groups, int64_t num_panels, int num_threads, int max
 
 // intermediate[pair] = silu(gate_proj x) * up_proj x for the panels of one item: as many gate
 // panels as up panels, so that a thread finds both halves of SwiGLU in its own sums.
-void GateUp(const ExpertFfnArgs& args, const cpu::CpuOps& ops, const ExpertGroup& group,
-            int64_t first_panel, int num_panels) {
+void GateUp(const ExpertFfnArgs& args, const cpu::CpuOps& ops, const cpu::InputRows& input,
+            const ExpertGroup& group, int64_t first_panel, int num_panels) {
   const PackedMatrix& weight = group.weights->gate_up_proj;
   const int64_t size = args.moe_intermediate_size;
-  const BFloat16* panels[cpu::kMaxTilePanels];
-  for (int p = 0; p < num_panels; ++p) {
-    panels[p] = weight.Panel(first_panel + p);
-    panels[num_panels + p] = weight.Panel(size / kPanel + first_panel + p);
-  }
-  auto row_at = [&](int64_t pair) {
-    return args.hidden_states + int64_t{args.pair_rows[pair]} * args.hidden_size;
-  };
+  int64_t panels[cpu::kMaxTilePanels];
+  std::iota(panels, panels + num_panels, first_panel);
+  std::iota(panels + num_panels, panels + 2 * num_panels, size / kPanel + first_panel);
+  auto row_at = [&](int64_t pair) { return int64_t{args.pair_rows[pair]}; };
   auto emit = [&](int64_t pair, const float* sums) {
     ops.swiglu(sums, sums + num_panels * kPanel, num_panels * kPanel,
                args.workspace->intermediate.data() + pair * size + first_panel * kPanel);
   };
-  cpu::PanelSums(ops, panels, 2 * num_panels, args.hidden_size, group.first_pair,
+  cpu::PanelSums(ops, weight, absl::MakeConstSpan(panels, 2 * num_panels), input, group.first_pair,
                  group.first_pair + group.num_pairs, row_at, emit);
 }
 
-void Down(const ExpertFfnArgs& args, const cpu::CpuOps& ops, const ExpertGroup& group,
-          int64_t first_panel, int num_panels) {
-  const int64_t size = args.moe_intermediate_size;
-  const BFloat16* panels[cpu::kMaxTilePanels];
-  for (int p = 0; p < num_panels; ++p) panels[p] = group.weights->down_proj.Panel(first_panel + p);
+void Down(const ExpertFfnArgs& args, const cpu::CpuOps& ops, const cpu::InputRows& input,
+          const ExpertGroup& group, int64_t first_panel, int num_panels) {
+  int64_t panels[cpu::kMaxTilePanels];
+  std::iota(panels, panels + num_panels, first_panel);
   const int64_t first_out = first_panel * kPanel;
   const int64_t num_outs = std::min<int64_t>(num_panels * kPanel, args.hidden_size - first_out);
-  auto row_at = [&](int64_t pair) { return args.workspace->intermediate.data() + pair * size; };
+  auto row_at = [](int64_t pair) { return pair; };
   auto emit = [&](int64_t pair, const float* sums) {
     ops.round(sums, num_outs, args.output + pair * args.hidden_size + first_out);
   };
-  cpu::PanelSums(ops, panels, num_panels, size, group.first_pair,
-                 group.first_pair + group.num_pairs, row_at, emit);
+  cpu::PanelSums(ops, group.weights->down_proj, absl::MakeConstSpan(panels, num_panels), input,
+                 group.first_pair, group.first_pair + group.num_pairs, row_at, emit);
 }
 
 }  // namespace
@@ -77,6 +73,10 @@ absl::Status ExpertFfn(const ExpertFfnArgs& args, const Device& device) {
   const int num_threads = device.pool == nullptr ? 1 : device.pool->num_threads();
   const int64_t num_groups = static_cast<int64_t>(args.groups.size());
 
+  // One call of a thread at a time; the pool's threads use their caller's.
+  static thread_local cpu::InputRows input_of_thread;
+  cpu::InputRows& input = input_of_thread;
+
   auto run = [&](int64_t num_panels, int max_panels, size_t weight_bytes, auto run_item) {
     const Items items = CutPanels(num_groups, num_panels, num_threads, max_panels);
     const double rows_per_group = static_cast<double>(num_pairs) / static_cast<double>(num_groups);
@@ -88,14 +88,18 @@ absl::Status ExpertFfn(const ExpertFfnArgs& args, const Device& device) {
           for (int64_t i = begin; i < end; ++i) {
             const ExpertGroup& group = args.groups[i / items.per_group];
             const int64_t first = i % items.per_group * items.panels;
-            run_item(args, ops, group, first,
+            run_item(args, ops, input, group, first,
                      static_cast<int>(std::min<int64_t>(items.panels, num_panels - first)));
           }
         });
   };
   const ExpertWeights& weights = *args.groups[0].weights;
+  input.Prepare(device, weights.gate_up_proj.dtype(), args.hidden_states, args.num_rows,
+                args.hidden_size);
   run(args.moe_intermediate_size / kPanel, cpu::kMaxTilePanels / 2, weights.gate_up_proj.bytes(),
       GateUp);
+  input.Prepare(device, weights.down_proj.dtype(), args.workspace->intermediate.data(), num_pairs,
+                args.moe_intermediate_size);
   run(weights.down_proj.num_panels(), cpu::kMaxTilePanels, weights.down_proj.bytes(), Down);
   return absl::OkStatus();
 }

@@ -1,6 +1,7 @@
 #include "kernels/linear.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "common/status_macros.h"
 #include "kernels/cpu/dispatch.h"
@@ -20,14 +21,18 @@ absl::Status Linear(const LinearArgs& args, const Device& device) {
   const int64_t item_rows = num_groups >= 4 * num_threads ? args.num_rows : 96;
   const int64_t num_parts = args.num_rows == 0 ? 0 : (args.num_rows + item_rows - 1) / item_rows;
 
-  auto row_at = [&](int64_t row) { return args.input + row * weight.in_features(); };
+  // One call of a thread at a time; the pool's threads use their caller's.
+  static thread_local cpu::InputRows input_of_thread;
+  cpu::InputRows& input = input_of_thread;
+  input.Prepare(device, weight.dtype(), args.input, args.num_rows, weight.in_features());
+  auto row_at = [](int64_t row) { return row; };
   auto run_item = [&](int64_t item) {
     const int64_t first_panel = item / num_parts * item_panels;
     const int64_t first_row = item % num_parts * item_rows;
     const int num_panels =
         static_cast<int>(std::min<int64_t>(item_panels, weight.num_panels() - first_panel));
-    const BFloat16* panels[cpu::kMaxTilePanels];
-    for (int p = 0; p < num_panels; ++p) panels[p] = weight.Panel(first_panel + p);
+    int64_t panels[cpu::kMaxTilePanels];
+    std::iota(panels, panels + num_panels, first_panel);
     const int64_t first_out = first_panel * cpu::kPanelWidth;
     const int64_t num_outs =
         std::min<int64_t>(num_panels * cpu::kPanelWidth, weight.out_features() - first_out);
@@ -39,7 +44,7 @@ absl::Status Linear(const LinearArgs& args, const Device& device) {
         std::copy_n(sums, num_outs, output);
       }
     };
-    cpu::PanelSums(ops, panels, num_panels, weight.in_features(), first_row,
+    cpu::PanelSums(ops, weight, absl::MakeConstSpan(panels, num_panels), input, first_row,
                    std::min(first_row + item_rows, args.num_rows), row_at, emit);
   };
   cpu::ForRange(device, num_groups * num_parts,

@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "common/check.h"
-#include "kernels/attention.h"
 #include "kernels/expert_ffn.h"
 #include "kernels/linear.h"
 #include "kernels/moe_combine.h"
@@ -147,53 +146,6 @@ void DecodeStep(Table& table, const Shape& shape, const Weights& weights, const 
               }
               run(weights.lm_head);
             });
-}
-
-void AttentionRows(Table& table, const Shape& shape, const Device& device) {
-  struct Case {
-    int64_t sequences, tokens, context;
-  };
-  for (const Case& c : {Case{1, 1, 4096}, Case{1, 1, 32768}, Case{16, 1, 1024}, Case{1, 512, 512},
-                        Case{1, 512, 4096}}) {
-    const int64_t blocks_each = (c.context + 15) / 16, num_blocks = blocks_each * c.sequences;
-    const int64_t values = num_blocks * shape.num_key_value_heads * 16 * shape.head_dim;
-    std::vector<BFloat16> k = RandomBf16(values), v = RandomBf16(values);
-    std::vector<int32_t> blocks(num_blocks);
-    for (int64_t i = 0; i < num_blocks; ++i) blocks[i] = static_cast<int32_t>(i);
-    std::shuffle(blocks.begin(), blocks.end(), std::mt19937(3));
-    std::vector<AttentionSequence> sequences;
-    for (int64_t i = 0; i < c.sequences; ++i) {
-      sequences.push_back({.first_row = i * c.tokens,
-                           .num_tokens = c.tokens,
-                           .first_position = c.context - c.tokens,
-                           .block_table = blocks.data() + i * blocks_each});
-    }
-    const int64_t q_values = c.sequences * c.tokens * shape.num_attention_heads * shape.head_dim;
-    const std::vector<BFloat16> q = RandomBf16(q_values);
-    std::vector<BFloat16> output(q_values);
-    const double visible = static_cast<double>(c.sequences * c.tokens) *
-                           (static_cast<double>(c.context) - static_cast<double>(c.tokens - 1) / 2);
-    table.Row(
-        shape.model + " attention, " + std::to_string(c.sequences) + " x " +
-            std::to_string(c.tokens) + " at " + std::to_string(c.context),
-        {.bytes = 4.0 * static_cast<double>(values),
-         .flops = 4.0 * shape.head_dim * shape.num_attention_heads * visible,
-         .peak = Peak::kFp32},
-        1, [&] {
-          MustSucceed(Attention({.q = q.data(),
-                                 .kv_cache = {.k = k.data(),
-                                              .v = v.data(),
-                                              .num_blocks = num_blocks,
-                                              .num_key_value_heads = shape.num_key_value_heads,
-                                              .block_tokens = 16,
-                                              .head_dim = shape.head_dim},
-                                 .sequences = sequences,
-                                 .output = output.data(),
-                                 .num_attention_heads = shape.num_attention_heads,
-                                 .scale = 0.088f},
-                                device));
-        });
-  }
 }
 
 // Ops that walk activations: counted in the bytes they read and write.
@@ -439,14 +391,12 @@ int Run(const Options& options) {
     const Weights weights(shape, &pool);
     DecodeStep(table, shape, weights, device);
     LinearRows(table, shape, weights, device);
-    AttentionRows(table, shape, device);
     ElementRows(table, shape, device);
     SamplingRows(table, shape);
   }
   const Shape shape{"30B-A3B", 4, 2048, 0, 0, 32, 4, 128};
   const Weights weights(shape, &pool);
   LinearRows(table, shape, weights, device);
-  AttentionRows(table, shape, device);
   ElementRows(table, shape, device);
   MoeRows(table, shape, weights, options.quick, device);
   return 0;

@@ -369,6 +369,20 @@ TEST_F(ExpertExchangeTest, AnotherModelIsRefused) {
   EXPECT_THAT(metrics_.Text(), HasSubstr("conclave_worker_shards_with_other_model 1\n"));
 }
 
+TEST_F(ExpertExchangeTest, AnotherWeightDtypeIsRefused) {
+  TestShard shard(*model_, model_->AllExperts(), /*epoch=*/1, "127.0.0.1:0",
+                  /*shared_memory=*/true, WeightDtype::kInt8);
+  GrpcExpertExchange exchange(Options({shard.target()}), nullptr, &metrics_);
+  absl::Status ready = exchange.Ready();
+  for (const absl::Time give_up = absl::Now() + kPatience;
+       !absl::IsFailedPrecondition(ready) && absl::Now() < give_up; ready = exchange.Ready()) {
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+  EXPECT_THAT(ready, StatusIs(absl::StatusCode::kFailedPrecondition,
+                              AllOf(HasSubstr("weight_dtype of shard"), HasSubstr(shard.target()),
+                                    HasSubstr("is int8, want bf16"))));
+}
+
 TEST_F(ExpertExchangeTest, NamesTheExpertThatNobodyHas) {
   TestShard a(*model_, {0, 1, 2, 3}), b(*model_, {4, 6, 7});
   GrpcExpertExchangeOptions options = Options({a.target(), b.target()});
