@@ -8,7 +8,8 @@ import time
 import unittest
 import urllib.request
 
-from harness import BIN_DIR, DEADLINE_SECONDS, IntegrationTest, conclave, is_gone
+from harness import (BIN_DIR, DEADLINE_SECONDS, IntegrationTest, conclave, is_gone,
+                     wait_until)
 
 # Two threads are enough for a model of 64 columns, and every process starts as many.
 COMMON = ["--threads", 2, "--kv_cache_tokens", 8192]
