@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/check.h"
+#include "kernels/cpu/dispatch.h"
 #include "kernels/fp8.h"
 #include "kernels/quantize.h"
 
@@ -105,32 +106,45 @@ void PackPanel(const BFloat16* const rows[PackedMatrix::kPanel], int64_t in_feat
   }
 }
 
+// Four codes of a lane lie together in each layout: in a word that 16 lanes make a line of.
+void StoreWord(uint32_t word, int lane, uint8_t* line) {
+  std::memcpy(line + lane * sizeof(word), &word, sizeof(word));
+}
+
+uint32_t LoadWord(const void* from) {
+  uint32_t word;
+  std::memcpy(&word, from, sizeof(word));
+  return word;
+}
+
 // Writes one panel of int8 or int4 blocks. Absent rows have code 0 and scale 0.
 void PackCodes(const BFloat16* const rows[PackedMatrix::kPanel], const PackedMatrix& matrix,
                uint8_t* panel) {
   const bool int8 = matrix.dtype() == WeightDtype::kInt8;
   const int64_t group = matrix.group_size(), in_features = matrix.in_features();
+  const auto quantize = int8 ? cpu::OpsFor(DetectCpuIsa()).quantize_int8 : QuantizeInt4;
   std::vector<int8_t> codes(group);
   std::vector<BFloat16> values(group);  // aligned, which the source need not be
   for (int64_t begin = 0; begin < in_features; begin += group, panel += matrix.block_bytes()) {
-    uint8_t* const lines = panel + PackedMatrix::kScaleBytes;
     const int64_t size = std::min(group, in_features - begin);
-    // Codes are stored with an offset, and the padding is code 0; int4 ORs its two halves in.
-    std::memset(lines, int8 ? 128 : 0, matrix.block_bytes() - PackedMatrix::kScaleBytes);
     for (int lane = 0; lane < PackedMatrix::kPanel; ++lane) {
       float scale = 0;
       std::fill(codes.begin(), codes.end(), int8_t{0});
       if (rows[lane] != nullptr) {
         std::memcpy(values.data(), rows[lane] + begin, size * sizeof(BFloat16));
-        (int8 ? QuantizeInt8 : QuantizeInt4)(values.data(), size, codes.data(), &scale);
+        quantize(values.data(), size, codes.data(), &scale);
       }
       std::memcpy(panel + lane * sizeof(float), &scale, sizeof(scale));
-      for (int64_t k = 0; k < group; ++k) {
-        if (int8) {
-          lines[Int8Offset(k, lane)] = static_cast<uint8_t>(codes[k] + 128);
-        } else {
-          lines[Int4Offset(k, lane)] |= static_cast<uint8_t>((codes[k] + 8) << Int4Shift(k));
+      uint8_t* line = panel + PackedMatrix::kScaleBytes;
+      if (int8) {
+        for (int64_t k = 0; k < group; k += 4, line += kLineBytes) {
+          StoreWord(LoadWord(&codes[k]), lane, line);
         }
+        continue;
+      }
+      for (int8_t& code : codes) code = static_cast<int8_t>(code + 8);
+      for (int64_t k = 0; k < group; k += 8, line += kLineBytes) {
+        StoreWord(LoadWord(&codes[k]) | LoadWord(&codes[k + 4]) << 4, lane, line);
       }
     }
   }
@@ -140,13 +154,18 @@ void PackCodes(const BFloat16* const rows[PackedMatrix::kPanel], const PackedMat
 void PackFp8Lane(const Fp8Rows& part, int64_t row, const PackedMatrix& matrix, int lane,
                  uint8_t* panel) {
   const int64_t group = matrix.group_size();
-  const uint8_t* const values = part.data + row * matrix.in_features();
+  const uint8_t* values = part.data + row * matrix.in_features();
   const float* const scales = part.scales + row / group * matrix.num_groups();
+  std::vector<uint8_t> codes(group);
   for (int64_t block = 0; block < matrix.num_groups(); ++block, panel += matrix.block_bytes()) {
     std::memcpy(panel + lane * sizeof(float), scales + block, sizeof(float));
     const int64_t size = std::min(group, matrix.in_features() - block * group);
-    for (int64_t k = 0; k < size; ++k) {
-      panel[PackedMatrix::kScaleBytes + Fp8Offset(k, lane)] = values[block * group + k];
+    std::memcpy(codes.data(), values + block * group, size);
+    std::fill(codes.begin() + size, codes.end(), uint8_t{0});
+    uint8_t* line = panel + PackedMatrix::kScaleBytes;
+    for (int64_t k = 0; k < group; k += 4, line += kLineBytes) {
+      StoreWord(codes[k] | codes[k + 2] << 8 | codes[k + 1] << 16 | uint32_t{codes[k + 3]} << 24,
+                lane, line);
     }
   }
 }
@@ -227,7 +246,7 @@ int PackedMatrix::Code(int64_t out, int64_t in) const {
   const uint8_t* const lines = Block(out, in) + kScaleBytes;
   const int64_t k = in % group_size();
   const int lane = static_cast<int>(out % kPanel);
-  if (dtype_ == WeightDtype::kInt8) return lines[Int8Offset(k, lane)] - 128;
+  if (dtype_ == WeightDtype::kInt8) return static_cast<int8_t>(lines[Int8Offset(k, lane)]);
   CHECK(dtype_ == WeightDtype::kInt4) << WeightDtypeName(dtype_);
   return ((lines[Int4Offset(k, lane)] >> Int4Shift(k)) & 15) - 8;
 }

@@ -34,7 +34,7 @@ struct Fp8Rows {
 //
 // Others: inside a panel, one block for each group of inputs (see WeightGroupSize): 16 FP32 scales,
 // then the group's values in lines.
-//   int8  [group / 4][16][4] bytes, code + 128: one vpdpbusd operand is one line.
+//   int8  [group / 4][16][4] signed bytes: one vpdpbusd operand, or a 16th of an AMX tile, a line.
 //   int4  two lines of int8 in one: the even line in the low four bits; code + 8.
 //   fp8   two lines of BF16's order in one: the even line in the low bytes of its 32 words.
 class PackedMatrix {

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
+#include <numeric>
 
 namespace conclave {
 namespace {
@@ -57,12 +59,17 @@ void QuantizeInt4(const BFloat16* values, int64_t size, int8_t* codes, float* sc
     const float tried = extreme / steps;
     const float inverse = std::clamp(steps / extreme, std::numeric_limits<float>::lowest(),
                                      std::numeric_limits<float>::max());
-    float error = 0;
-    for (int64_t i = 0; i < size; ++i) {
-      const float value = ToFloat(values[i]);
-      const float code = std::clamp(Round(value * inverse), -8.0f, 7.0f);
-      error += (value - code * tried) * (value - code * tried);
+    // 8 sums, so that the compiler may use vectors.
+    float errors[8] = {};
+    for (int64_t i = 0; i < size; i += 8) {
+      const int64_t count = std::min<int64_t>(8, size - i);
+      for (int64_t j = 0; j < count; ++j) {
+        const float value = ToFloat(values[i + j]);
+        const float code = std::clamp(Round(value * inverse), -8.0f, 7.0f);
+        errors[j] += (value - code * tried) * (value - code * tried);
+      }
     }
+    const float error = std::accumulate(std::begin(errors), std::end(errors), 0.0f);
     if (error < best_error) {
       best_error = error;
       *scale = tried;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <vector>
 
 #include "common/status_macros.h"
 #include "kernels/cpu/dispatch.h"
@@ -36,13 +37,12 @@ void GateUp(const ExpertFfnArgs& args, const cpu::CpuOps& ops, const cpu::InputR
   int64_t panels[cpu::kMaxTilePanels];
   std::iota(panels, panels + num_panels, first_panel);
   std::iota(panels + num_panels, panels + 2 * num_panels, size / kPanel + first_panel);
-  auto row_at = [&](int64_t pair) { return int64_t{args.pair_rows[pair]}; };
   auto emit = [&](int64_t pair, const float* sums) {
     ops.swiglu(sums, sums + num_panels * kPanel, num_panels * kPanel,
                args.workspace->intermediate.data() + pair * size + first_panel * kPanel);
   };
   cpu::PanelSums(ops, weight, absl::MakeConstSpan(panels, 2 * num_panels), input, group.first_pair,
-                 group.first_pair + group.num_pairs, row_at, emit);
+                 group.first_pair + group.num_pairs, emit);
 }
 
 void Down(const ExpertFfnArgs& args, const cpu::CpuOps& ops, const cpu::InputRows& input,
@@ -51,12 +51,11 @@ void Down(const ExpertFfnArgs& args, const cpu::CpuOps& ops, const cpu::InputRow
   std::iota(panels, panels + num_panels, first_panel);
   const int64_t first_out = first_panel * kPanel;
   const int64_t num_outs = std::min<int64_t>(num_panels * kPanel, args.hidden_size - first_out);
-  auto row_at = [](int64_t pair) { return pair; };
   auto emit = [&](int64_t pair, const float* sums) {
     ops.round(sums, num_outs, args.output + pair * args.hidden_size + first_out);
   };
   cpu::PanelSums(ops, group.weights->down_proj, absl::MakeConstSpan(panels, num_panels), input,
-                 group.first_pair, group.first_pair + group.num_pairs, row_at, emit);
+                 group.first_pair, group.first_pair + group.num_pairs, emit);
 }
 
 }  // namespace
@@ -83,7 +82,7 @@ absl::Status ExpertFfn(const ExpertFfnArgs& args, const Device& device) {
     const double nanoseconds =
         static_cast<double>(num_groups) *
         cpu::LinearNanoseconds(static_cast<int64_t>(rows_per_group + 1), weight_bytes);
-    cpu::ForRange(
+    cpu::ForShrinkingRanges(
         device, num_groups * items.per_group, nanoseconds, [&](int64_t begin, int64_t end) {
           for (int64_t i = begin; i < end; ++i) {
             const ExpertGroup& group = args.groups[i / items.per_group];
@@ -94,12 +93,22 @@ absl::Status ExpertFfn(const ExpertFfnArgs& args, const Device& device) {
         });
   };
   const ExpertWeights& weights = *args.groups[0].weights;
-  input.Prepare(device, weights.gate_up_proj.dtype(), args.hidden_states, args.num_rows,
-                args.hidden_size);
+  static thread_local std::vector<cpu::RowRun> runs;
+  runs.clear();
+  for (const ExpertGroup& group : args.groups) runs.push_back({group.first_pair, group.num_pairs});
+  input.Prepare(device, weights.gate_up_proj.dtype(),
+                {.values = args.hidden_states,
+                 .num_values = args.num_rows,
+                 .in_features = args.hidden_size,
+                 .rows = args.pair_rows,
+                 .runs = runs});
   run(args.moe_intermediate_size / kPanel, cpu::kMaxTilePanels / 2, weights.gate_up_proj.bytes(),
       GateUp);
-  input.Prepare(device, weights.down_proj.dtype(), args.workspace->intermediate.data(), num_pairs,
-                args.moe_intermediate_size);
+  input.Prepare(device, weights.down_proj.dtype(),
+                {.values = args.workspace->intermediate.data(),
+                 .num_values = num_pairs,
+                 .in_features = args.moe_intermediate_size,
+                 .runs = runs});
   run(weights.down_proj.num_panels(), cpu::kMaxTilePanels, weights.down_proj.bytes(), Down);
   return absl::OkStatus();
 }
