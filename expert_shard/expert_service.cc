@@ -7,7 +7,6 @@
 #include "common/errors.h"
 #include "common/log.h"
 #include "expert_shard/weight_loader.h"
-#include "expert_shard/weight_loader.h"
 #include "rpc/grpc_status.h"
 
 namespace conclave {
