@@ -24,12 +24,16 @@
 #include "client/synth_command.h"
 #include "client/tokenize_command.h"
 #include "client/up_command.h"
+#include "common/flags.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "rpc/shutdown_signals.h"
 
 namespace conclave {
 namespace {
+
+// `conclave up` is a server: its flags are also variables and lines of a file.
+constexpr char kUpVariables[] = "CONCLAVE_UP";
 
 struct Command {
   CLI::App* app;
@@ -100,6 +104,17 @@ Command AddUp(CLI::App* app) {
                  "Requests a worker computes at a time; 0: the worker's default")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
+  up->add_option("--prefix_cache", options->prefix_cache,
+                 "Workers keep KV blocks for prompts that begin alike; true or false")
+      ->capture_default_str();
+  up->add_option(
+        "--prefill_ahead", options->prefill_ahead,
+        "Idle workers compute the beginning of a conversation's next prompt; true or false")
+      ->capture_default_str();
+  up->add_option("--shared_memory", options->shared_memory,
+                 "auto: workers and shards exchange rows through shared memory; off: over gRPC")
+      ->check(CLI::IsMember({"auto", "off"}))
+      ->capture_default_str();
   up->add_option("--cpu_isa", options->cpu_isa, "Instructions of the kernels; auto: the best here")
       ->capture_default_str();
   up->add_option("--model_name", options->model_name,
@@ -112,6 +127,9 @@ Command AddUp(CLI::App* app) {
   up->add_option("--log_level", options->log_level, "Lowest level the processes log")
       ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
       ->capture_default_str();
+  up->add_option("--log_format", options->log_format, "text for people, json: one object a line")
+      ->check(CLI::IsMember({"text", "json"}))
+      ->capture_default_str();
   up->add_option("--drain_seconds", options->drain_seconds,
                  "Seconds that requests get to finish when the cluster stops")
       ->check(CLI::Range(0, 86400))
@@ -121,6 +139,12 @@ Command AddUp(CLI::App* app) {
       ->check(CLI::Range(1, 86400))
       ->capture_default_str();
   up->add_option("--bin_dir", options->bin_dir)->group("");  // hidden: for tests
+  PrepareFlags(*up, kUpVariables,
+               {{"Model", {"--model", "--model_name", "--chat_template"}},
+                {"Processes", {"--workers", "--shards", "--ready_seconds", "--drain_seconds"}},
+                {"Network", {"--host", "--grpc_port", "--http_port"}},
+                {"Compute", {"--threads", "--cpu_isa", "--kv_cache_tokens", "--max_running"}},
+                {"Logs", {"--log_dir", "--log_level", "--log_format"}}});
   return {up, [options] { return RunUp(*options); }};
 }
 
@@ -411,6 +435,26 @@ Command AddScore(CLI::App* app) {
   return {score, [options] { return RunScore(*options, std::cin, std::cout); }};
 }
 
+// What is wrong with the arguments, in one line; empty: nothing.
+std::string Parse(CLI::App& app, CLI::App& up, int argc, char** argv) {
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success&) {
+    throw;  // --help
+  } catch (const CLI::ExtrasError& unknown) {
+    return unknown.what();
+  } catch (const CLI::ParseError& wrong) {
+    const bool value = dynamic_cast<const CLI::ValidationError*>(&wrong) != nullptr ||
+                       dynamic_cast<const CLI::ConversionError*>(&wrong) != nullptr ||
+                       dynamic_cast<const CLI::RequiredError*>(&wrong) != nullptr;
+    if (!value || !up.parsed() || !app.remaining().empty()) return wrong.what();
+  }
+  if (!up.parsed()) return "";
+  // What the command line lacks, the environment or a file may give; and one error tells all.
+  return std::string(
+      CompleteFlags(up, kUpVariables, [] { return std::vector<absl::Status>(); }).message());
+}
+
 int Main(int argc, char** argv) {
   CLI::App app{
       "conclave: serve Qwen3 models with a cluster of small gRPC services, and talk to one."};
@@ -421,12 +465,13 @@ int Main(int argc, char** argv) {
       AddUp(&app),   AddChat(&app),  AddGenerate(&app), AddStatus(&app),   AddBench(&app),
       AddPlan(&app), AddScore(&app), AddSynth(&app),    AddTokenize(&app), AddRender(&app)};
   try {
-    app.parse(argc, argv);
+    const std::string error = Parse(app, *commands.front().app, argc, argv);
+    if (!error.empty()) {
+      std::cerr << "conclave: " << error << std::endl;
+      return 2;
+    }
   } catch (const CLI::Success& help) {
     return app.exit(help);
-  } catch (const CLI::ParseError& error) {
-    std::cerr << "conclave: " << error.what() << std::endl;
-    return 2;
   }
   std::signal(SIGPIPE, SIG_IGN);  // a reader that left is a failed write, not our end
   for (const Command& command : commands) {

@@ -60,7 +60,8 @@ ordered_json ShardJson(const v1::ShardState& shard) {
       {"up", shard.up()},
       {"expert_ids", std::vector<uint32_t>(shard.expert_ids().begin(), shard.expert_ids().end())},
       {"rows_sent", shard.rows_sent()},
-      {"retries", shard.retries()}};
+      {"retries", shard.retries()},
+      {"transport", shard.transport()}};
 }
 
 ordered_json WorkerJson(const v1::ClusterStatus::WorkerStatus& worker) {
@@ -141,10 +142,10 @@ std::string FormatCluster(const std::string& endpoint, const v1::ClusterStatus& 
   for (const v1::ClusterStatus::WorkerStatus& worker : cluster.workers()) {
     rows.push_back(WorkerRow(worker));
     for (const v1::ShardState& shard : worker.description().shards()) {
-      rows.push_back(
-          {"  shard", shard.target(), shard.up() ? "up" : "down",
-           absl::StrCat("experts ", FormatExpertIds(shard.expert_ids()), ", ", shard.rows_sent(),
-                        " rows sent, ", shard.retries(), " retries")});
+      rows.push_back({"  shard", shard.target(), shard.up() ? "up" : "down",
+                      absl::StrCat("experts ", FormatExpertIds(shard.expert_ids()), ", ",
+                                   shard.rows_sent(), " rows sent, ", shard.retries(), " retries",
+                                   shard.transport().empty() ? "" : ", by ", shard.transport())});
     }
   }
   const v1::ModelInfo& model = cluster.model();

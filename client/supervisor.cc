@@ -239,13 +239,20 @@ void Supervisor::HandleEventLine(Process& process, const std::string& line) {
   }
 }
 
+std::string Supervisor::Named(const Process& process, const std::string& line) const {
+  if (options_.json_lines && line[0] == '{') {  // still one object, with one member more
+    return absl::StrCat("{\"name\":\"", process.spec.name, "\",", line.substr(1));
+  }
+  return absl::StrCat("[", process.spec.name, "] ", line);
+}
+
 void Supervisor::HandleLogLine(Process& process, const std::string& line) {
   if (line.empty()) return;
   process.last_words = line;
   if (process.log.is_open()) {
     process.log << line << std::endl;
   } else {
-    err_ << "[" << process.spec.name << "] " << line << std::endl;
+    err_ << Named(process, line) << std::endl;
   }
 }
 

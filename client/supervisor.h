@@ -37,6 +37,7 @@ struct ProcessTier {
 struct SupervisorOptions {
   std::vector<ProcessTier> tiers;  // bottom first; stopped in the opposite order
   std::string log_dir;             // one file a process; empty: all on `err`, lines prefixed
+  bool json_lines = false;         // the processes log JSON: a name becomes a member, not a prefix
   absl::Duration ready_deadline;   // from the start to every process ready
   absl::Duration drain_deadline;   // from SIGTERM to SIGKILL, for each tier
   int max_start_failures = 5;      // of one process, before the first "ready"
@@ -72,6 +73,7 @@ class Supervisor {
   void ReadPipes(Process& process);
   void HandleEventLine(Process& process, const std::string& line);
   void HandleLogLine(Process& process, const std::string& line);
+  std::string Named(const Process& process, const std::string& line) const;
   void AnnounceIfReady(absl::Time now);
 
   void BeginStop(absl::Time now);

@@ -33,6 +33,8 @@ Arguments CommonArguments(const UpOptions& options, const std::string& program) 
           options.model,
           "--log_level",
           options.log_level,
+          "--log_format",
+          options.log_format,
           "--drain_seconds",
           absl::StrCat(options.drain_seconds)};
 }
@@ -51,6 +53,7 @@ ProcessTier PlanShards(const UpOptions& options, int threads) {
     Append(spec.argv, "--num_shards", absl::StrCat(options.shards));
     Append(spec.argv, "--threads", absl::StrCat(threads));
     Append(spec.argv, "--cpu_isa", options.cpu_isa);
+    Append(spec.argv, "--shared_memory", options.shared_memory);
     tier.processes.push_back(std::move(spec));
   }
   return tier;
@@ -65,12 +68,14 @@ ProcessTier PlanWorkers(const UpOptions& options, int threads) {
     spec.argv = CommonArguments(options, "conclave-worker");
     Append(spec.argv, "--threads", absl::StrCat(threads));
     Append(spec.argv, "--cpu_isa", options.cpu_isa);
+    Append(spec.argv, "--shared_memory", options.shared_memory);
     if (options.kv_cache_tokens > 0) {
       Append(spec.argv, "--kv_cache_tokens", absl::StrCat(options.kv_cache_tokens));
     }
     if (options.max_running > 0) {
       Append(spec.argv, "--max_running", absl::StrCat(options.max_running));
     }
+    if (!options.prefix_cache) Append(spec.argv, "--prefix_cache", "false");
     tier.processes.push_back(std::move(spec));
   }
   return tier;
@@ -82,6 +87,7 @@ ProcessTier PlanRouter(const UpOptions& options) {
   spec.argv = CommonArguments(options, "conclave-router");
   Append(spec.argv, "--chat_template", options.chat_template);
   if (!options.model_name.empty()) Append(spec.argv, "--model_name", options.model_name);
+  if (!options.prefill_ahead) Append(spec.argv, "--prefill_ahead", "false");
   spec.host = options.host;
   spec.grpc_port = options.grpc_port;
   spec.http_flag = "--http_listen";
@@ -177,6 +183,7 @@ absl::Status RunUp(const UpOptions& given) {
     }
   }
   supervisor_options.log_dir = options.log_dir;
+  supervisor_options.json_lines = options.log_format == "json";
   supervisor_options.ready_deadline = absl::Seconds(options.ready_seconds);
   supervisor_options.drain_deadline = absl::Seconds(options.drain_seconds) + kExitSlack;
   return Supervisor(std::move(supervisor_options), std::cout, std::cerr).Run();

@@ -22,11 +22,15 @@ struct UpOptions {
   int threads = 0;                 // of all processes; 0: one per core
   int64_t kv_cache_tokens = 0;     // per worker; 0: the worker's default
   int max_running = 0;             // sequences per worker; 0: the worker's default
+  bool prefix_cache = true;
+  bool prefill_ahead = true;
   std::string cpu_isa = "auto";
-  std::string model_name;  // empty: the folder's name
+  std::string shared_memory = "auto";  // between workers and shards: auto or off
+  std::string model_name;              // empty: the folder's name
   std::string chat_template = "auto";
   std::string log_dir;
   std::string log_level = "info";
+  std::string log_format = "text";
   int drain_seconds = 30;
   int ready_seconds = 600;
   std::string bin_dir;  // where the servers are; empty: beside this program

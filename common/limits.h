@@ -25,6 +25,9 @@ inline constexpr int kMaxQueuedDispatches = 4096;
 // Pairs that a shard computes at once. Bounds its intermediates: 16,384 pairs of Qwen3-235B-A22B
 // take 16,384 * (4,096 * 2 + 3,072 * 4 + 1,536 * 2 + 4,096 * 4) bytes = 624 MiB.
 inline constexpr int64_t kMaxExpertBatchPairs = 16384;
+// One direction of the shared memory between a worker and a shard of one host, which takes twice
+// this: a frame of the largest size and another that the reader has not taken yet.
+inline constexpr size_t kSharedRingBytes = 16 << 20;
 // Buffers of tensors that a process keeps although nobody uses them now.
 inline constexpr size_t kMaxIdleTensorBytes = 256 << 20;
 
@@ -48,6 +51,11 @@ inline constexpr size_t kMaxRequestIdBytes = 128;
 inline constexpr int kDefaultMaxInflightRequests = 4096;
 // Attempts at one request on different workers before it fails.
 inline constexpr int kMaxWorkerAttempts = 4;
+// Chunks of prompts whose worker the router remembers: 8 million tokens, about 12 MiB.
+inline constexpr size_t kMaxPrefixMapChunks = 1 << 17;
+// A conversation with more text is not kept beside its request for a prefill ahead: it would be
+// there twice.
+inline constexpr size_t kMaxPrefillAheadBytes = 1 << 20;
 // A request with more text is tokenized outside gRPC's threads: 64 KiB take ~30 ms.
 inline constexpr size_t kMaxInlinePromptBytes = 64 << 10;
 
@@ -67,6 +75,15 @@ inline constexpr int kDefaultMaxWaitingSequences = 4096;
 inline constexpr int kDefaultMaxStepTokens = 512;
 inline constexpr int kMaxStepTokens = 8192;
 inline constexpr int kKvBlockTokens = 16;
+// Requests that only fill the prefix cache, which wait until a worker has nothing else to do. They
+// hold no KV block while they wait, and the oldest of more would rarely get its turn.
+inline constexpr int kMaxBackgroundRequests = 16;
+// Tokens of one of their steps: a request that comes in the middle waits for hardly longer than a
+// step that decodes one token, for up to so many rows both are bound by reading the weights.
+inline constexpr int kBackgroundStepTokens = 32;
+// Steps of which the events are not yet handed to their streams. The thread that does it is hardly
+// ever one behind; if it cannot keep up, the engine waits.
+inline constexpr int kMaxUnsentSteps = 8;
 // Token events one request may have unsent before its sequence pauses for a slow reader.
 inline constexpr int kMaxUnsentTokens = 65536;
 
@@ -87,6 +104,10 @@ inline constexpr int kMaxAttentionHeads = 1024;
 inline constexpr int kMaxHeadDim = 512;
 inline constexpr int kMaxContextTokens = 1 << 22;
 
+// Requests that a worker has yet to name to a shard, for its log: what a second of short requests
+// brings. More are not named.
+inline constexpr size_t kMaxAnnouncedRequests = 1024;
+
 // ---- load generator ----
 // A record of a request takes 16 bytes a token: 2^25 of them are 512 MiB.
 inline constexpr int64_t kMaxBenchTokens = int64_t{1} << 25;
@@ -99,6 +120,9 @@ inline constexpr absl::Duration kDefaultRequestDeadline = absl::Hours(1);
 // A client's deadline began when it sent the call and ours when the call arrived, so that its
 // cancellation at the deadline comes before ours by the time the call was on its way.
 inline constexpr absl::Duration kDeadlineSkew = absl::Milliseconds(100);
+// A prefill ahead that has not had its turn after this is of no more use: the conversation has gone
+// on, or it will not.
+inline constexpr absl::Duration kPrefillAheadDeadline = absl::Minutes(2);
 inline constexpr absl::Duration kDescribeDeadline = absl::Seconds(5);
 inline constexpr absl::Duration kControlDeadline = absl::Seconds(5);
 // A shard that has not answered a dispatch after this is taken for lost.

@@ -1,5 +1,9 @@
 #pragma once
 
+#include <initializer_list>
+#include <string>
+#include <utility>
+
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "spdlog/spdlog.h"
@@ -13,8 +17,17 @@
 
 namespace conclave {
 
-// Called once by main: names the process in each line and sets the lowest level printed.
-// InvalidArgument unless level is debug, info, warning or error.
-absl::Status InitLog(absl::string_view process_name, absl::string_view level);
+// Called once by main: names the process in each line, sets the lowest level printed and the form
+// of a line, "text" for people or "json": one object a line.
+// InvalidArgument unless level is debug, info, warning or error and format is one of those two.
+absl::Status InitLog(absl::string_view process_name, absl::string_view level,
+                     absl::string_view format = "text");
+
+using LogField = std::pair<absl::string_view, std::string>;
+
+// An event of a request, at info level: "request finished request_id=r1 outcome=ok", or in JSON
+// {.., "message": "request finished", "request_id": "r1", "outcome": "ok"}. Fields that are empty
+// are left out. Any thread.
+void LogEvent(absl::string_view event, std::initializer_list<LogField> fields);
 
 }  // namespace conclave

@@ -11,6 +11,10 @@ namespace {
 // spinning would take the core from another process of this host.
 constexpr int kSpins = 64;
 
+// Parts of gate_.
+constexpr uint64_t kOpen = uint64_t{1} << 31;
+constexpr uint64_t kInside = kOpen - 1;
+
 inline void Pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -27,8 +31,8 @@ ThreadPool::ThreadPool(int num_threads) {
 
 ThreadPool::~ThreadPool() {
   stopping_.store(true);
-  epoch_.fetch_add(1);
-  epoch_.notify_all();
+  loops_begun_.fetch_add(1);
+  loops_begun_.notify_all();
   for (std::thread& thread : threads_) thread.join();
 }
 
@@ -54,35 +58,52 @@ void ThreadPool::ParallelFor(int64_t count, int64_t grain,
   const Loop loop{fn, count, grain};
   loop_ = &loop;
   next_.store(0, std::memory_order_relaxed);
-  threads_in_loop_.store(static_cast<int>(threads_.size()), std::memory_order_relaxed);
-  epoch_.fetch_add(1, std::memory_order_release);
-  epoch_.notify_all();
+  const uint32_t number = loops_begun_.load(std::memory_order_relaxed) + 1;
+  gate_.store(uint64_t{number} << 32 | kOpen, std::memory_order_release);
+  loops_begun_.store(number, std::memory_order_release);
+  loops_begun_.notify_all();
   RunRanges(loop);
-  // Every thread must have left the loop before `loop` goes out of scope.
+  // Those inside must have left before `loop` goes out of scope.
+  gate_.fetch_and(~kOpen, std::memory_order_acq_rel);
   for (int spins = 0; spins < kSpins; ++spins) {
-    if (threads_in_loop_.load(std::memory_order_acquire) == 0) return;
+    if ((gate_.load(std::memory_order_acquire) & kInside) == 0) return;
     Pause();
   }
-  for (int left = threads_in_loop_.load(std::memory_order_acquire); left != 0;
-       left = threads_in_loop_.load(std::memory_order_acquire)) {
-    threads_in_loop_.wait(left, std::memory_order_acquire);
+  for (;;) {
+    const uint32_t left = loops_left_.load(std::memory_order_acquire);
+    if ((gate_.load(std::memory_order_acquire) & kInside) == 0) return;
+    loops_left_.wait(left, std::memory_order_acquire);
   }
+}
+
+bool ThreadPool::Enter() {
+  uint64_t gate = gate_.load(std::memory_order_acquire);
+  while ((gate & kOpen) != 0) {
+    if (gate_.compare_exchange_weak(gate, gate + 1, std::memory_order_acq_rel)) return true;
+  }
+  return false;
+}
+
+void ThreadPool::Leave() {
+  const uint64_t before = gate_.fetch_sub(1, std::memory_order_acq_rel);
+  if ((before & kInside) != 1 || (before & kOpen) != 0) return;  // nobody waits for this one
+  loops_left_.fetch_add(1, std::memory_order_acq_rel);
+  loops_left_.notify_one();
 }
 
 void ThreadPool::ThreadMain() {
   uint32_t seen = 0;
   for (;;) {
-    for (int spins = 0; spins < kSpins && epoch_.load(std::memory_order_acquire) == seen; ++spins) {
+    for (int spins = 0; spins < kSpins; ++spins) {
+      if (loops_begun_.load(std::memory_order_acquire) != seen) break;
       Pause();
     }
-    epoch_.wait(seen, std::memory_order_acquire);
+    loops_begun_.wait(seen, std::memory_order_acquire);
     if (stopping_.load()) return;
-    // A loop starts only after every thread left the one before, so an epoch is never skipped.
-    ++seen;
+    seen = loops_begun_.load(std::memory_order_acquire);
+    if (!Enter()) continue;
     RunRanges(*loop_);
-    if (threads_in_loop_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-      threads_in_loop_.notify_one();
-    }
+    Leave();
   }
 }
 

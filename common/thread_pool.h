@@ -12,7 +12,9 @@
 namespace conclave {
 
 // A fixed team of threads for one loop at a time. Idle threads sleep (several processes share the
-// cores of one host), after at most a few microseconds of spinning between two loops of one step.
+// cores of one host), after at most a few microseconds of spinning between two loops of one step. A
+// loop ends when its ranges are done: a thread that wakes too late for any of them, because its
+// core slept or belongs to another process just now, is not waited for.
 class ThreadPool {
  public:
   // num_threads counts the calling thread: 1 starts none and runs every loop inline.
@@ -40,11 +42,18 @@ class ThreadPool {
   void ThreadMain();
   void RunRanges(const Loop& loop);
 
+  // True if a loop is open; then the caller waits until Leave.
+  bool Enter();
+  void Leave();
+
   absl::Mutex caller_mutex_;    // one loop at a time
-  const Loop* loop_ = nullptr;  // published by epoch_
-  std::atomic<uint32_t> epoch_{0};
+  const Loop* loop_ = nullptr;  // published by gate_
   std::atomic<int64_t> next_{0};
-  std::atomic<int> threads_in_loop_{0};
+  // Number of the loop << 32 | kOpen while threads may enter it | threads inside. The number makes
+  // an attempt to enter fail that began when another loop was open.
+  std::atomic<uint64_t> gate_{0};
+  std::atomic<uint32_t> loops_begun_{0};  // what idle threads sleep on
+  std::atomic<uint32_t> loops_left_{0};   // what the caller sleeps on
   std::atomic<bool> stopping_{false};
   std::vector<std::thread> threads_;
 };

@@ -37,6 +37,8 @@ class ExpertRunner {
 
   const std::vector<int>& expert_ids() const { return expert_ids_; }
   int hidden_size() const { return hidden_size_; }
+  // [num_hidden_layers]: the layer's place among those with experts; -1: it has none.
+  const std::vector<int>& sparse_of_layer() const { return sparse_of_layer_; }
   size_t weight_bytes() const { return weight_bytes_; }
 
   // True if Run can compute this expert in this layer. Any ids may be asked.

@@ -12,11 +12,14 @@ namespace conclave {
 namespace {
 
 // A stream that ends at once.
-class RefusedStream : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
+template <typename Request, typename Response>
+class RefusedStream : public grpc::ServerBidiReactor<Request, Response> {
  public:
-  explicit RefusedStream(const absl::Status& status) { Finish(ToGrpcStatus(status)); }
+  explicit RefusedStream(const absl::Status& status) { this->Finish(ToGrpcStatus(status)); }
   void OnDone() override { delete this; }
 };
+using RefusedForward = RefusedStream<grpc::ByteBuffer, grpc::ByteBuffer>;
+using RefusedSharedMemory = RefusedStream<v1::SharedMemoryOffer, v1::SharedMemoryAnswer>;
 
 }  // namespace
 
@@ -44,7 +47,8 @@ v1::ShardDescription MakeShardDescription(const std::string& model_name, const Q
 
 ExpertService::~ExpertService() {
   absl::MutexLock lock(&mutex_);
-  CHECK(streams_.empty()) << "the server must stop before its service is gone";
+  CHECK(streams_.empty() && shared_memory_streams_.empty())
+      << "the server must stop before its service is gone";
 }
 
 void ExpertService::Activate(v1::ShardDescription description, DispatchRules rules,
@@ -58,14 +62,17 @@ void ExpertService::Activate(v1::ShardDescription description, DispatchRules rul
 
 void ExpertService::BeginDrain() {
   std::vector<std::shared_ptr<ForwardStream>> streams;
+  std::vector<std::shared_ptr<SharedMemoryStream>> shared_memory_streams;
   {
     absl::MutexLock lock(&mutex_);
     if (draining_.exchange(true)) return;
     for (const auto& [id, stream] : streams_) streams.push_back(stream);
+    for (const auto& [id, stream] : shared_memory_streams_) shared_memory_streams.push_back(stream);
   }
   metrics_->ready.Set(0);
   metrics_->drains_total.Increment();
   LOG_INFO("draining {} streams", streams.size());
+  for (const auto& stream : shared_memory_streams) stream->Drain();
   for (const auto& stream : streams) stream->Drain();
 }
 
@@ -87,17 +94,40 @@ grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* ExpertService::Forw
     grpc::CallbackServerContext* /*context*/) {
   const Active* active = active_.load(std::memory_order_acquire);
   if (active == nullptr) {
-    return new RefusedStream(absl::UnavailableError("the expert shard is loading its experts"));
+    return new RefusedForward(absl::UnavailableError("the expert shard is loading its experts"));
   }
   // Under the lock, so that a drain either refuses this stream or finds it in streams_.
   absl::MutexLock lock(&mutex_);
-  if (draining_.load()) return new RefusedStream(errors::Draining("expert shard"));
+  if (draining_.load()) return new RefusedForward(errors::Draining("expert shard"));
   const int64_t id = next_stream_id_++;
   std::shared_ptr<ForwardStream> stream = ForwardStream::Start(&active->parts, [this, id] {
     absl::MutexLock on_done_lock(&mutex_);
     streams_.erase(id);
   });
   streams_.emplace(id, stream);
+  return stream.get();
+}
+
+grpc::ServerBidiReactor<v1::SharedMemoryOffer, v1::SharedMemoryAnswer>*
+ExpertService::OpenSharedMemory(grpc::CallbackServerContext* /*context*/) {
+  if (!shared_memory_) {
+    return new RefusedSharedMemory(
+        absl::FailedPreconditionError("the shard runs with --shared_memory=off"));
+  }
+  const Active* active = active_.load(std::memory_order_acquire);
+  if (active == nullptr) {
+    return new RefusedSharedMemory(
+        absl::UnavailableError("the expert shard is loading its experts"));
+  }
+  absl::MutexLock lock(&mutex_);  // as in Forward
+  if (draining_.load()) return new RefusedSharedMemory(errors::Draining("expert shard"));
+  const int64_t id = next_stream_id_++;
+  std::shared_ptr<SharedMemoryStream> stream =
+      SharedMemoryStream::Start(&active->parts, [this, id] {
+        absl::MutexLock on_done_lock(&mutex_);
+        shared_memory_streams_.erase(id);
+      });
+  shared_memory_streams_.emplace(id, stream);
   return stream.get();
 }
 

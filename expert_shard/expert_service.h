@@ -10,6 +10,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
 #include "expert_shard/forward_stream.h"
+#include "expert_shard/shared_memory_stream.h"
 #include "model/qwen3_config.h"
 #include "proto/conclave/v1/expert_shard.grpc.pb.h"
 
@@ -24,9 +25,12 @@ v1::ShardDescription MakeShardDescription(const std::string& model_name, const Q
 // streams are refused with Unavailable.
 class ExpertService final
     : public v1::ExpertShard::WithRawCallbackMethod_Forward<
-          v1::ExpertShard::WithCallbackMethod_Describe<v1::ExpertShard::Service>> {
+          v1::ExpertShard::WithCallbackMethod_OpenSharedMemory<
+              v1::ExpertShard::WithCallbackMethod_Describe<v1::ExpertShard::Service>>> {
  public:
-  explicit ExpertService(ShardMetrics* metrics) : metrics_(metrics) {}
+  // `shared_memory`: whether workers of this host may send their dispatches that way.
+  explicit ExpertService(ShardMetrics* metrics, bool shared_memory = true)
+      : metrics_(metrics), shared_memory_(shared_memory) {}
   ~ExpertService() override;  // the server has stopped
 
   // The experts are loaded: serves them from now on. Call once; `batcher` outlives the server.
@@ -41,6 +45,8 @@ class ExpertService final
                                      v1::ShardDescription* response) override;
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Forward(
       grpc::CallbackServerContext* context) override;
+  grpc::ServerBidiReactor<v1::SharedMemoryOffer, v1::SharedMemoryAnswer>* OpenSharedMemory(
+      grpc::CallbackServerContext* context) override;
 
  private:
   struct Active {
@@ -49,6 +55,7 @@ class ExpertService final
   };
 
   ShardMetrics* const metrics_;
+  const bool shared_memory_;
   std::unique_ptr<const Active> owned_;         // written once, before active_
   std::atomic<const Active*> active_{nullptr};  // null until the experts are loaded
   std::atomic<bool> draining_{false};
@@ -56,6 +63,8 @@ class ExpertService final
   absl::Mutex mutex_;
   int64_t next_stream_id_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::flat_hash_map<int64_t, std::shared_ptr<ForwardStream>> streams_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<int64_t, std::shared_ptr<SharedMemoryStream>> shared_memory_streams_
+      ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace conclave

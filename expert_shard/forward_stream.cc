@@ -5,34 +5,36 @@
 
 #include "common/errors.h"
 #include "common/limits.h"
+#include "common/log.h"
+#include "common/trace_context.h"
 #include "rpc/expert_frame.h"
 #include "rpc/grpc_status.h"
 
 namespace conclave {
 
-std::vector<grpc::ByteBuffer> EncodeAnswer(uint64_t sequence,
-                                           const absl::StatusOr<DispatchResult>& result,
-                                           size_t row_bytes, size_t max_frame_bytes) {
+void SplitAnswer(uint64_t sequence, const absl::StatusOr<DispatchResult>& result, size_t row_bytes,
+                 size_t max_frame_bytes,
+                 absl::FunctionRef<void(const v1::ExpertCombine& header,
+                                        absl::Span<const absl::Span<const uint8_t>> rows)>
+                     emit) {
   v1::ExpertCombine header;
   header.set_sequence(sequence);
-  std::vector<grpc::ByteBuffer> frames;
   if (!result.ok()) {
     const grpc::Status status = ToGrpcStatus(result.status());  // bounds the message
     header.set_status_code(static_cast<uint32_t>(status.error_code()));
     header.set_status_message(status.error_message());
-    frames.push_back(EncodeFrame(header, {}));
-    return frames;
+    return emit(header, {});
   }
   header.set_compute_us(static_cast<uint32_t>(absl::ToInt64Microseconds(result->compute_time)));
   const int64_t max_pairs = std::max<int64_t>(1, static_cast<int64_t>(max_frame_bytes / row_bytes));
-  std::vector<grpc::Slice> slices;
+  std::vector<absl::Span<const uint8_t>> pieces;
   uint32_t first_pair = 0;
-  int64_t num_pairs = 0;  // in `slices`
+  int64_t num_pairs = 0;  // in `pieces`
   const auto flush = [&] {
     header.set_first_pair(first_pair);
     header.set_num_pairs(static_cast<uint32_t>(num_pairs));
-    frames.push_back(EncodeFrame(header, slices));
-    slices.clear();
+    emit(header, pieces);
+    pieces.clear();
     first_pair += static_cast<uint32_t>(num_pairs);
     num_pairs = 0;
   };
@@ -40,14 +42,36 @@ std::vector<grpc::ByteBuffer> EncodeAnswer(uint64_t sequence,
     const auto* bytes = reinterpret_cast<const uint8_t*>(run.rows);
     for (int64_t done = 0; done < run.num_pairs;) {
       const int64_t take = std::min(run.num_pairs - done, max_pairs - num_pairs);
-      slices.push_back(BorrowSlice(result->owner, bytes + done * row_bytes, take * row_bytes));
+      pieces.emplace_back(bytes + done * row_bytes, take * row_bytes);
       done += take;
       num_pairs += take;
       if (num_pairs == max_pairs) flush();
     }
   }
   if (num_pairs > 0) flush();
+}
+
+std::vector<grpc::ByteBuffer> EncodeAnswer(uint64_t sequence,
+                                           const absl::StatusOr<DispatchResult>& result,
+                                           size_t row_bytes, size_t max_frame_bytes) {
+  std::vector<grpc::ByteBuffer> frames;
+  SplitAnswer(
+      sequence, result, row_bytes, max_frame_bytes,
+      [&](const v1::ExpertCombine& header, absl::Span<const absl::Span<const uint8_t>> rows) {
+        std::vector<grpc::Slice> slices;
+        slices.reserve(rows.size());
+        for (const absl::Span<const uint8_t> piece : rows) {
+          slices.push_back(BorrowSlice(result->owner, piece.data(), piece.size()));
+        }
+        frames.push_back(EncodeFrame(header, slices));
+      });
   return frames;
+}
+
+size_t DispatchBytes(const v1::ExpertDispatch& header, size_t tensor_bytes,
+                     const DispatchRules& rules) {
+  return tensor_bytes +
+         static_cast<size_t>(header.pair_rows_size()) * (rules.row_bytes() + 2 * sizeof(uint32_t));
 }
 
 std::shared_ptr<ForwardStream> ForwardStream::Start(const ShardParts* parts,
@@ -62,6 +86,7 @@ std::shared_ptr<ForwardStream> ForwardStream::Start(const ShardParts* parts,
 ForwardStream::ForwardStream(const ShardParts* parts, absl::AnyInvocable<void()> on_done)
     : parts_(parts),
       on_done_(std::move(on_done)),
+      worker_(parts->batcher->AddWorker()),
       abandoned_(std::make_shared<std::atomic<bool>>(false)) {}
 
 void ForwardStream::Drain() {
@@ -79,9 +104,7 @@ void ForwardStream::OnReadDone(bool ok) {
     frame = DecodeDispatch(incoming_);
     incoming_.Clear();
     if (frame.ok()) {
-      dispatch_bytes =
-          frame->hidden_states.size() + static_cast<size_t>(frame->header.pair_rows_size()) *
-                                            (parts_->rules.row_bytes() + 2 * sizeof(uint32_t));
+      dispatch_bytes = DispatchBytes(frame->header, frame->hidden_states.size(), parts_->rules);
     } else {
       parts_->metrics->CountError(frame.status().code());
     }
@@ -104,6 +127,11 @@ void ForwardStream::OnReadDone(bool ok) {
 }
 
 void ForwardStream::Accept(DispatchFrame frame, size_t dispatch_bytes) {
+  for (const v1::RequestTag& request : frame.header.new_requests()) {
+    LogEvent("request announced",
+             {{"request_id", request.request_id().substr(0, limits::kMaxRequestIdBytes)},
+              {"trace_id", TraceId(ValidTraceparent(request.traceparent()))}});
+  }
   const uint64_t sequence = frame.header.sequence();
   absl::Status status = parts_->rules.Check(frame.header, frame.hidden_states.size());
   {
@@ -116,6 +144,7 @@ void ForwardStream::Accept(DispatchFrame frame, size_t dispatch_bytes) {
       queued.deadline = absl::Now() + absl::Milliseconds(frame.header.deadline_ms());
     }
     queued.frame = std::move(frame);
+    queued.worker = worker_;
     queued.abandoned = abandoned_;
     queued.done = [self = shared_from_this(), sequence,
                    dispatch_bytes](absl::StatusOr<DispatchResult> result) {
@@ -181,6 +210,7 @@ void ForwardStream::OnCancel() {
 }
 
 void ForwardStream::OnDone() {
+  parts_->batcher->RemoveWorker(worker_);
   parts_->metrics->streams.Decrement();
   on_done_();
   self_.reset();  // may delete this

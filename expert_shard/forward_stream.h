@@ -12,7 +12,9 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/any_invocable.h"
+#include "absl/functional/function_ref.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/types/span.h"
 #include "expert_shard/dispatch_rules.h"
 #include "expert_shard/shard_metrics.h"
 #include "expert_shard/token_batcher.h"
@@ -26,11 +28,22 @@ struct ShardParts {
   ShardMetrics* metrics = nullptr;
 };
 
-// The combines that answer one dispatch: its result in frames of at most `max_frame_bytes` of
-// rows (at least one row each), or its error in one.
+// Calls `emit` with the header and the rows of each combine that answers one dispatch: its result
+// in frames of at most `max_frame_bytes` of rows (at least one row each), or its error in one.
+void SplitAnswer(uint64_t sequence, const absl::StatusOr<DispatchResult>& result, size_t row_bytes,
+                 size_t max_frame_bytes,
+                 absl::FunctionRef<void(const v1::ExpertCombine& header,
+                                        absl::Span<const absl::Span<const uint8_t>> rows)>
+                     emit);
+
+// The same as frames for gRPC.
 std::vector<grpc::ByteBuffer> EncodeAnswer(uint64_t sequence,
                                            const absl::StatusOr<DispatchResult>& result,
                                            size_t row_bytes, size_t max_frame_bytes);
+
+// What a dispatch and its answer take, to bound what a stream has in flight.
+size_t DispatchBytes(const v1::ExpertDispatch& header, size_t tensor_bytes,
+                     const DispatchRules& rules);
 
 // One worker's stream of dispatches. Reads while the worker's dispatches that are not answered stay
 // below the bounds, then leaves it to gRPC to push back. Reactions decode, check and queue; the
@@ -75,6 +88,7 @@ class ForwardStream : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::Byt
   const ShardParts* const parts_;
   absl::AnyInvocable<void()> on_done_;
   std::shared_ptr<ForwardStream> self_;  // gRPC's reference, dropped in OnDone
+  const uint64_t worker_;
   const std::shared_ptr<std::atomic<bool>> abandoned_;
   grpc::ByteBuffer incoming_;  // owned by the read in progress
 

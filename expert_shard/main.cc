@@ -4,12 +4,15 @@
 #include <algorithm>
 #include <filesystem>
 #include <iostream>
+#include <optional>
 #include <random>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
+#include "common/flags.h"
 #include "common/limits.h"
 #include "common/log.h"
 #include "common/metrics.h"
@@ -38,7 +41,9 @@ struct ShardOptions {
   std::string tls_cert_file;
   std::string tls_key_file;
   std::string log_level = "info";
+  std::string log_format = "text";
   std::string cpu_isa = "auto";
+  std::string shared_memory = "auto";
   int threads = 0;
   double drain_seconds = absl::ToDoubleSeconds(limits::kDefaultDrainDeadline);
 };
@@ -62,8 +67,27 @@ void AddFlags(CLI::App* app, ShardOptions* options) {
   app->add_option("--drain_seconds", options->drain_seconds,
                   "Time to finish what was accepted before a stop")
       ->capture_default_str();
+  app->add_option(
+         "--shared_memory", options->shared_memory,
+         "auto: workers of this host may send frames through shared memory; off: gRPC only")
+      ->check(CLI::IsMember({"auto", "off"}))
+      ->capture_default_str();
   app->add_option("--log_level", options->log_level, "debug, info, warning or error")
       ->capture_default_str();
+  app->add_option("--log_format", options->log_format, "text for people, json: one object a line")
+      ->capture_default_str();
+}
+
+std::vector<FlagGroup> Groups() {
+  return {{"Model", {"--model", "--experts", "--shard_index", "--num_shards"}},
+          {"Network", {"--listen", "--metrics_listen", "--tls_cert_file", "--tls_key_file"}},
+          {"Compute", {"--threads", "--cpu_isa"}},
+          {"Load", {"--drain_seconds"}},
+          {"Logs", {"--log_level", "--log_format"}}};
+}
+
+bool ByIndex(const ShardOptions& options) {
+  return options.shard_index >= 0 || options.num_shards != 0;
 }
 
 absl::StatusOr<std::vector<int>> ChooseExperts(const ShardOptions& options,
@@ -72,12 +96,7 @@ absl::StatusOr<std::vector<int>> ChooseExperts(const ShardOptions& options,
     return absl::InvalidArgumentError(
         absl::StrCat(options.model, " is a dense model: its worker needs no expert shard"));
   }
-  const bool by_index = options.shard_index >= 0 || options.num_shards != 0;
-  if (by_index == !options.experts.empty()) {
-    return absl::InvalidArgumentError(
-        "want either --experts or both --shard_index and --num_shards");
-  }
-  if (!by_index) return ParseExpertList(options.experts, config.num_experts);
+  if (!ByIndex(options)) return ParseExpertList(options.experts, config.num_experts);
   if (options.num_shards < 1 || options.num_shards > config.num_experts) {
     return errors::OutOfRange("--num_shards", options.num_shards,
                               absl::StrCat("1..", config.num_experts));
@@ -89,14 +108,24 @@ absl::StatusOr<std::vector<int>> ChooseExperts(const ShardOptions& options,
   return ExpertsOfShard(config.num_experts, options.num_shards, options.shard_index);
 }
 
-absl::Status CheckNumbers(const ShardOptions& options) {
+// What can be said of the flags before the model is read.
+std::vector<absl::Status> CheckFlags(const ShardOptions& options) {
+  std::vector<absl::Status> found = {
+      InitLog("expert-shard", options.log_level, options.log_format),
+      ForFlag("--listen", CheckListenAddress(options.listen)),
+      ForFlag("--metrics_listen", ParseHostPort(options.metrics_listen).status()),
+      ForFlag("--cpu_isa", ParseCpuIsa(options.cpu_isa).status())};
+  if (ByIndex(options) == !options.experts.empty()) {
+    found.push_back(
+        absl::InvalidArgumentError("want either --experts or both --shard_index and --num_shards"));
+  }
   if (options.threads < 0 || options.threads > 1024) {
-    return errors::OutOfRange("--threads", options.threads, "0..1024");
+    found.push_back(errors::OutOfRange("--threads", options.threads, "0..1024"));
   }
   if (!(options.drain_seconds >= 0 && options.drain_seconds <= 3600)) {
-    return errors::OutOfRange("--drain_seconds", options.drain_seconds, "0..3600");
+    found.push_back(errors::OutOfRange("--drain_seconds", options.drain_seconds, "0..3600"));
   }
-  return absl::OkStatus();
+  return found;
 }
 
 absl::Status CheckMemory(const Qwen3Config& config, size_t num_experts) {
@@ -140,8 +169,6 @@ absl::StatusOr<std::unique_ptr<ExpertRunner>> LoadRunner(
 
 absl::Status Run(const ShardOptions& options) {
   ShutdownSignals signals;
-  RETURN_IF_ERROR(InitLog("expert-shard", options.log_level));
-  RETURN_IF_ERROR(CheckNumbers(options));
   ASSIGN_OR_RETURN(const CpuIsa isa, ParseCpuIsa(options.cpu_isa));
   ASSIGN_OR_RETURN(const Qwen3Config config, LoadQwen3Config(options.model));
   ASSIGN_OR_RETURN(const std::vector<int> experts, ChooseExperts(options, config));
@@ -156,7 +183,8 @@ absl::Status Run(const ShardOptions& options) {
   ASSIGN_OR_RETURN(const int metrics_port, metrics.Serve(metrics_listen.host, metrics_listen.port));
   std::unique_ptr<ExpertRunner> runner;
   std::unique_ptr<TokenBatcher> batcher;
-  ExpertService service(&shard_metrics);  // after what it uses, before the server that calls it
+  // After what it uses, before the server that calls it.
+  ExpertService service(&shard_metrics, options.shared_memory == "auto");
   ServerOptions server_options;
   server_options.listen = options.listen;
   server_options.services = {&service};
@@ -197,7 +225,10 @@ int main(int argc, char** argv) {
   conclave::ShardOptions options;
   CLI::App app("Hosts experts of a Qwen3 mixture-of-experts model for Conclave's workers.");
   conclave::AddFlags(&app, &options);
-  CLI11_PARSE(app, argc, argv);
+  const auto check = [&options] { return conclave::CheckFlags(options); };
+  const std::optional<int> end = conclave::ParseFlags(
+      app, "conclave-expert-shard", "CONCLAVE_EXPERT_SHARD", conclave::Groups(), check, argc, argv);
+  if (end.has_value()) return *end;
   const absl::Status status = conclave::Run(options);
   if (status.ok()) return 0;
   std::cerr << "conclave-expert-shard: " << status.ToString() << std::endl;

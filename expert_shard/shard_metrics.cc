@@ -22,6 +22,9 @@ ShardMetrics::ShardMetrics(Metrics* metrics, const Qwen3Config& config)
                                          "Time to compute a batch", LatencyBuckets())),
       queue_frames(metrics->Gauge("conclave_shard_queue_frames", "Dispatches that wait")),
       streams(metrics->Gauge("conclave_shard_streams", "Open streams, one a worker")),
+      shared_memory_workers(
+          metrics->Gauge("conclave_shard_shared_memory_workers",
+                         "Workers of this host whose dispatches come through shared memory")),
       ready(metrics->Gauge("conclave_shard_ready", "1 while loaded and not draining")),
       drains_total(metrics->Counter("conclave_shard_drains_total", "Drains begun")),
       metrics_(metrics),

@@ -22,6 +22,7 @@ class ShardMetrics {
   prometheus::Histogram& compute_seconds;
   prometheus::Gauge& queue_frames;
   prometheus::Gauge& streams;
+  prometheus::Gauge& shared_memory_workers;
   prometheus::Gauge& ready;
   prometheus::Counter& drains_total;
 

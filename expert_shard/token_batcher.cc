@@ -1,7 +1,10 @@
 #include "expert_shard/token_batcher.h"
 
+#include <algorithm>
+#include <cstring>
 #include <utility>
 
+#include "absl/algorithm/container.h"
 #include "common/errors.h"
 #include "common/log.h"
 
@@ -31,19 +34,65 @@ const BFloat16* MergeRows(std::vector<QueuedDispatch>& batch, BufferPool& pool,
 }  // namespace
 
 TokenBatcher::TokenBatcher(ExpertRunner* runner, ShardMetrics* metrics, Options options)
-    : runner_(runner), metrics_(metrics), options_(options), thread_([this] { ThreadMain(); }) {}
+    : runner_(runner),
+      metrics_(metrics),
+      options_(options),
+      rendezvous_(runner->sparse_of_layer()),
+      thread_([this] { ThreadMain(); }) {}
 
 TokenBatcher::~TokenBatcher() { Stop(); }
 
 absl::Status TokenBatcher::Submit(QueuedDispatch dispatch) {
-  absl::MutexLock lock(&mutex_);
-  if (stopping_) return errors::Draining("expert shard");
-  if (queue_.size() >= static_cast<size_t>(options_.max_queued_dispatches)) {
-    return errors::Overloaded("dispatch queue", options_.max_queued_dispatches);
+  {
+    absl::MutexLock lock(&mutex_);
+    if (stopping_) return errors::Draining("expert shard");
+    if (queue_.size() >= static_cast<size_t>(options_.max_queued_dispatches)) {
+      return errors::Overloaded("dispatch queue", options_.max_queued_dispatches);
+    }
+    if (dispatch.worker != 0) {
+      rendezvous_.Came(dispatch.worker, static_cast<int>(dispatch.frame.header.layer()),
+                       absl::Now());
+    }
+    queue_.push_back(std::move(dispatch));
+    metrics_->queue_frames.Set(static_cast<double>(queue_.size()));
   }
-  queue_.push_back(std::move(dispatch));
-  metrics_->queue_frames.Set(static_cast<double>(queue_.size()));
+  bell_.Ring();
   return absl::OkStatus();
+}
+
+uint64_t TokenBatcher::AddWorker() {
+  absl::MutexLock lock(&mutex_);
+  rendezvous_.Joined(++last_worker_);
+  return last_worker_;
+}
+
+void TokenBatcher::RemoveWorker(uint64_t worker) {
+  absl::MutexLock lock(&mutex_);
+  rendezvous_.Left(worker);
+}
+
+void TokenBatcher::AddSource(std::shared_ptr<DispatchSource> source) {
+  {
+    absl::MutexLock lock(&mutex_);
+    sources_.push_back(std::move(source));
+  }
+  bell_.Ring();
+}
+
+void TokenBatcher::RemoveSource(const DispatchSource* source) {
+  std::shared_ptr<DispatchSource> removed;  // dropped without the lock
+  absl::MutexLock lock(&mutex_);
+  const auto found =
+      absl::c_find_if(sources_, [source](const auto& other) { return other.get() == source; });
+  if (found == sources_.end()) return;
+  removed = std::move(*found);
+  sources_.erase(found);
+}
+
+TensorBytes TokenBatcher::CopyTensor(absl::Span<const uint8_t> tensor) {
+  std::shared_ptr<uint8_t> copy = pool_.Take(tensor.size());
+  std::memcpy(copy.get(), tensor.data(), tensor.size());
+  return TensorBytes(std::move(copy), tensor.size());
 }
 
 void TokenBatcher::Stop() {
@@ -51,14 +100,23 @@ void TokenBatcher::Stop() {
     absl::MutexLock lock(&mutex_);
     stopping_ = true;
   }
+  bell_.Ring();
   absl::MutexLock lock(&join_mutex_);
   if (thread_.joinable()) thread_.join();
 }
 
 void TokenBatcher::ThreadMain() {
   while (true) {
-    Batch batch = TakeBatch();
-    if (batch.empty()) return;
+    const uint32_t rings = bell_.rings();  // before looking, so that no ring is missed
+    const bool stopping = Stopping();
+    PollSources();
+    absl::Time wait_until;
+    Batch batch = TakeBatch(&wait_until);
+    if (batch.empty()) {
+      if (stopping) return;
+      bell_.Wait(rings, wait_until);
+      continue;
+    }
     // What came too late is answered without computing it.
     const absl::Time now = absl::Now();
     Batch timely;
@@ -75,12 +133,48 @@ void TokenBatcher::ThreadMain() {
   }
 }
 
-TokenBatcher::Batch TokenBatcher::TakeBatch() {
+bool TokenBatcher::Stopping() {
   absl::MutexLock lock(&mutex_);
-  mutex_.Await(absl::Condition(this, &TokenBatcher::HasWorkOrStopping));
+  return stopping_;
+}
+
+void TokenBatcher::PollSources() {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (sources_.empty()) return;
+    polled_ = sources_;  // a source submits, and so takes the lock
+  }
+  for (const auto& source : polled_) source->Poll();
+  polled_.clear();  // may be the last user of one
+}
+
+TokenBatcher::Batch TokenBatcher::TakeBatch(absl::Time* wait_until) {
+  *wait_until = absl::InfiniteFuture();
+  absl::MutexLock lock(&mutex_);
+  std::vector<uint32_t> waiting;  // layers
+  for (const QueuedDispatch& dispatch : queue_) {
+    const uint32_t layer = dispatch.frame.header.layer();
+    if (absl::c_linear_search(waiting, layer)) continue;
+    const absl::Time until = WaitUntil(layer);
+    if (until == absl::InfinitePast()) return TakeLayer(layer);
+    *wait_until = std::min(*wait_until, until);
+    waiting.push_back(layer);
+  }
+  return {};
+}
+
+absl::Time TokenBatcher::WaitUntil(uint32_t layer) {
+  if (!options_.wait_for_others || stopping_) return absl::InfinitePast();
+  std::vector<uint64_t> present;
+  for (const QueuedDispatch& dispatch : queue_) {
+    if (dispatch.frame.header.layer() != layer) continue;
+    present.push_back(dispatch.worker);
+  }
+  return rendezvous_.WaitUntil(static_cast<int>(layer), present, absl::Now());
+}
+
+TokenBatcher::Batch TokenBatcher::TakeLayer(uint32_t layer) {
   Batch batch;
-  if (queue_.empty()) return batch;
-  const uint32_t layer = queue_.front().frame.header.layer();
   int64_t num_pairs = 0;
   std::deque<QueuedDispatch> others;
   for (QueuedDispatch& dispatch : queue_) {
@@ -91,6 +185,7 @@ TokenBatcher::Batch TokenBatcher::TakeBatch() {
       continue;
     }
     num_pairs += pairs;
+    rendezvous_.Answered(dispatch.worker, static_cast<int>(layer));
     batch.push_back(std::move(dispatch));
   }
   queue_ = std::move(others);

@@ -13,12 +13,15 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "common/bfloat16.h"
 #include "common/limits.h"
 #include "expert_shard/expert_runner.h"
 #include "expert_shard/merged_pairs.h"
+#include "expert_shard/rendezvous.h"
 #include "expert_shard/shard_metrics.h"
 #include "rpc/buffer_pool.h"
+#include "rpc/doorbell.h"
 #include "rpc/expert_frame.h"
 
 namespace conclave {
@@ -38,6 +41,7 @@ struct DispatchResult {
 // A dispatch that DispatchRules accepted.
 struct QueuedDispatch {
   DispatchFrame frame;
+  uint64_t worker = 0;  // of AddWorker; 0: of no worker that others should wait for
   absl::Time deadline = absl::InfiniteFuture();
   // Set when nobody waits for the answer any more; it is then dropped unless already computing.
   std::shared_ptr<const std::atomic<bool>> abandoned;
@@ -45,15 +49,26 @@ struct QueuedDispatch {
   std::function<void(absl::StatusOr<DispatchResult>)> done;
 };
 
+// Where dispatches come from besides Submit: memory that another process writes.
+class DispatchSource {
+ public:
+  virtual ~DispatchSource() = default;
+  // Submits what has come and sends what waits. Called by the batcher's thread whenever its bell
+  // has rung and before each batch; must not block.
+  virtual void Poll() = 0;
+};
+
 // Runs the dispatches of all workers on one thread. Those of one layer that wait together are
 // computed together, so that an expert's weights are read from memory once for all of them; this
-// changes no bit of any result. The layer of the oldest dispatch goes first: none starves.
+// changes no bit of any result. The layer of the oldest dispatch goes first, but for one that had
+// better wait for another worker (see Rendezvous): none starves.
 class TokenBatcher {
  public:
   struct Options {
     int max_queued_dispatches = limits::kMaxQueuedDispatches;
     // A batch takes no further dispatch past this many pairs.
     int64_t max_batch_pairs = limits::kMaxExpertBatchPairs;
+    bool wait_for_others = true;
   };
 
   // `runner` is used by the batcher's thread alone from now on; all are borrowed.
@@ -69,6 +84,20 @@ class TokenBatcher {
   // before the dispatch's turn came, or Cancelled if it was abandoned.
   absl::Status Submit(QueuedDispatch dispatch);
 
+  // A worker whose dispatches may meet those of others, until it is removed. Any thread.
+  uint64_t AddWorker();
+  void RemoveWorker(uint64_t worker);
+
+  // Polled from now on, until it is removed. Any thread.
+  void AddSource(std::shared_ptr<DispatchSource> source);
+  // Not polled any more, but for a Poll that runs now.
+  void RemoveSource(const DispatchSource* source);
+
+  // Wakes the batcher's thread; other processes of this host ring it too.
+  Doorbell& bell() { return bell_; }
+  BufferPool& pool() { return pool_; }
+  TensorBytes CopyTensor(absl::Span<const uint8_t> tensor);
+
   // Answers what is queued, then ends the thread. Blocks. May be called more than once.
   void Stop();
 
@@ -78,22 +107,31 @@ class TokenBatcher {
   using Batch = std::vector<QueuedDispatch>;
 
   void ThreadMain();
-  // The oldest dispatch and all others of its layer that fit; empty at the end.
-  Batch TakeBatch();
-  bool HasWorkOrStopping() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return stopping_ || !queue_.empty();
-  }
+  void PollSources();
+  // The dispatches of one layer that go next; empty if there are none, or all had better wait until
+  // `*wait_until` or the bell.
+  Batch TakeBatch(absl::Time* wait_until);
+  absl::Time WaitUntil(uint32_t layer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  Batch TakeLayer(uint32_t layer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool Stopping();
   void Compute(Batch batch);
 
   ExpertRunner* const runner_;
   ShardMetrics* const metrics_;
   const Options options_;
   BufferPool pool_{limits::kMaxIdleTensorBytes};
-  MergedPairs pairs_;  // of the batch being computed; the batcher's thread only
+  // The batcher's thread only.
+  MergedPairs pairs_;                                    // of the batch being computed
+  std::vector<std::shared_ptr<DispatchSource>> polled_;  // during PollSources
   std::atomic<int64_t> pairs_computed_{0};
 
+  Doorbell bell_;
+
   absl::Mutex mutex_;
+  std::vector<std::shared_ptr<DispatchSource>> sources_ ABSL_GUARDED_BY(mutex_);
   std::deque<QueuedDispatch> queue_ ABSL_GUARDED_BY(mutex_);
+  Rendezvous rendezvous_ ABSL_GUARDED_BY(mutex_);
+  uint64_t last_worker_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Mutex join_mutex_;
   std::thread thread_ ABSL_GUARDED_BY(join_mutex_);

@@ -27,6 +27,7 @@ ChatEvents::ChatEvents(const ServedModel& model, RequestObserver<v1::ChatEvent>*
 
 void ChatEvents::Start(const PreparedRequest& prepared, const v1::Started& started) {
   state_ = std::make_unique<State>(model_, prepared);
+  keeps_answer_ = prepared.conversation.has_value();
   if (prepared.parse_tool_calls) tool_calls_ = std::make_unique<ToolCallParser>();
   *events().emplace_back().mutable_started() = started;
 }
@@ -69,15 +70,18 @@ void ChatEvents::AddAnswer(absl::string_view text) {
 void ChatEvents::AddContent(absl::string_view text) {
   if (text.empty()) return;
   if (tool_calls_ != nullptr) return AddToolEvents(tool_calls_->Push(text));
+  AddContentText(text);
+}
+
+void ChatEvents::AddContentText(absl::string_view text) {
   Delta(Kind::kContent)->mutable_text()->append(text.data(), text.size());
+  if (keeps_answer_) answer_.append(text.data(), text.size());
 }
 
 void ChatEvents::AddToolEvents(const std::vector<ToolCallEvent>& tool_events) {
   for (const ToolCallEvent& tool_event : tool_events) {
     if (tool_event.kind == ToolCallEvent::Kind::kContent) {
-      if (!tool_event.content.empty()) {
-        Delta(Kind::kContent)->mutable_text()->append(tool_event.content);
-      }
+      if (!tool_event.content.empty()) AddContentText(tool_event.content);
       continue;
     }
     v1::ToolCallDelta* call = events().emplace_back().mutable_tool_call_delta();

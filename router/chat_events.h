@@ -31,6 +31,7 @@ class ChatEvents final : public EventOutbox<v1::ChatEvent> {
   bool Push(const v1::TokenEvent& event) override;
   v1::Finished Finish(v1::ChatFinishReason reason, uint32_t failovers) override;
   bool any_answer() const override { return state_->usage.any_answer(); }
+  std::string TakeAnswer() override { return std::move(answer_); }
 
  private:
   struct State {
@@ -45,12 +46,15 @@ class ChatEvents final : public EventOutbox<v1::ChatEvent> {
   void PushId(const v1::TokenEvent& event, int index);
   void AddAnswer(absl::string_view text);
   void AddContent(absl::string_view text);
+  void AddContentText(absl::string_view text);
   void AddToolEvents(const std::vector<ToolCallEvent>& events);
   v1::TextDelta* Delta(Kind kind);
 
   const ServedModel& model_;
   std::unique_ptr<State> state_;
   std::unique_ptr<ToolCallParser> tool_calls_;  // null: the request has no tools
+  bool keeps_answer_ = false;
+  std::string answer_;
   size_t first_event_ = 0;  // of the push under way: only its own deltas are added to
 };
 

@@ -22,6 +22,7 @@ class GenerateEvents final : public EventOutbox<v1::GenerateEvent> {
   bool Push(const v1::TokenEvent& event) override;
   v1::Finished Finish(v1::ChatFinishReason reason, uint32_t failovers) override;
   bool any_answer() const override { return state_->usage.any_answer(); }
+  std::string TakeAnswer() override { return ""; }
 
  private:
   struct State {

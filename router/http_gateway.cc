@@ -9,6 +9,7 @@
 #include "common/errors.h"
 #include "common/limits.h"
 #include "common/status_macros.h"
+#include "common/trace_context.h"
 #include "router/http_answer.h"
 #include "router/http_control.h"
 #include "router/openai_chat.h"
@@ -58,6 +59,7 @@ Caller CallerOf(const HttpRequest& request) {
   if (absl::StartsWithIgnoreCase(value, kScheme)) {
     caller.api_key = std::string(value.substr(kScheme.size()));
   }
+  caller.traceparent = std::string(request.Header(kTraceparent));
   return caller;
 }
 

@@ -6,6 +6,7 @@
 
 #include "absl/strings/strip.h"
 #include "common/limits.h"
+#include "common/trace_context.h"
 #include "rpc/grpc_status.h"
 
 namespace conclave {
@@ -57,11 +58,15 @@ class EventWriter final : public grpc::ServerWriteReactor<Event>, public Request
 Caller CallerOf(const grpc::CallbackServerContext& context) {
   Caller caller;
   caller.deadline = absl::FromChrono(context.deadline());
-  const auto found = context.client_metadata().find("authorization");
-  if (found != context.client_metadata().end()) {
-    absl::string_view value(found->second.data(), found->second.size());
-    if (absl::ConsumePrefix(&value, "Bearer ")) caller.api_key = std::string(value);
-  }
+  const auto metadata = [&context](const char* name) {
+    const auto found = context.client_metadata().find(name);
+    return found == context.client_metadata().end()
+               ? absl::string_view()
+               : absl::string_view(found->second.data(), found->second.size());
+  };
+  absl::string_view key = metadata("authorization");
+  if (absl::ConsumePrefix(&key, "Bearer ")) caller.api_key = std::string(key);
+  caller.traceparent = std::string(metadata(kTraceparent));
   return caller;
 }
 

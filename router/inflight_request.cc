@@ -2,8 +2,10 @@
 
 #include <utility>
 
+#include "absl/strings/str_format.h"
 #include "common/limits.h"
 #include "common/log.h"
+#include "common/trace_context.h"
 
 namespace conclave {
 
@@ -17,32 +19,53 @@ InflightRequest::~InflightRequest() {
 
 void InflightRequest::Admitted(std::shared_ptr<TokenSource> source,
                                std::unique_ptr<Admission::Ticket> ticket,
-                               absl::AnyInvocable<void()> forget) {
+                               absl::AnyInvocable<void()> forget, TurnDone turn_done) {
   source_ = std::move(source);
   absl::MutexLock lock(&mutex_);
   ticket_ = std::move(ticket);
   forget_ = std::move(forget);
+  turn_done_ = std::move(turn_done);
 }
 
-void InflightRequest::Begin(const PreparedRequest& prepared) {
+void InflightRequest::Begin(PreparedRequest prepared) {
+  v1::TokenRequest tokens = prepared.tokens;
+  tokens.set_request_id(info_.id);
   absl::AnyInvocable<void()> step;
   {
     absl::MutexLock lock(&mutex_);
     if (ended_) return;
     begun_ = true;
     thinking_ = prepared.thinking;
-    v1::Started started;
-    started.set_request_id(info_.id);
-    started.set_model(info_.model);
-    *started.mutable_thinking() = prepared.thinking;
-    started.set_seed(prepared.tokens.sampling().seed());
-    started.set_prompt_tokens(prepared.tokens.prompt_ids_size());
-    events_->Start(prepared, started);
+    if (turn_done_ == nullptr) prepared.conversation.reset();
+    prepared_ = std::move(prepared);
     step = NextStep();
   }
-  v1::TokenRequest tokens = prepared.tokens;
-  tokens.set_request_id(info_.id);
-  source_->Start(std::move(tokens), info_.deadline);
+  source_->Start(std::move(tokens), info_.deadline, info_.traceparent);
+  if (step != nullptr) step();
+}
+
+void InflightRequest::Start() {
+  if (!prepared_.has_value()) return;
+  v1::Started started;
+  started.set_request_id(info_.id);
+  started.set_model(info_.model);
+  *started.mutable_thinking() = prepared_->thinking;
+  started.set_seed(prepared_->tokens.sampling().seed());
+  started.set_prompt_tokens(prepared_->tokens.prompt_ids_size());
+  events_->Start(*prepared_, started);
+  conversation_ = std::move(prepared_->conversation);
+  num_prompt_ = prepared_->tokens.prompt_ids_size();
+  prepared_.reset();
+}
+
+void InflightRequest::OnAccepted() {
+  absl::AnyInvocable<void()> step;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (ended_) return;
+    Start();
+    step = NextStep();
+  }
   if (step != nullptr) step();
 }
 
@@ -110,6 +133,7 @@ void InflightRequest::OnTokens(v1::TokenEvent event) {
     absl::MutexLock lock(&mutex_);
     if (ended_) return;
     reading_ = false;
+    Start();
     const bool had_answer = events_->any_answer();
     stopped = events_->Push(event);
     ObserveTokens(event, !had_answer && events_->any_answer());
@@ -137,8 +161,26 @@ void InflightRequest::ObserveTokens(const v1::TokenEvent& event, bool first_answ
 }
 
 void InflightRequest::Finish(v1::ChatFinishReason reason) {
-  metrics_->CountFinished(events_->Finish(reason, source_->failovers()));
+  const v1::Finished finished = events_->Finish(reason, source_->failovers());
+  metrics_->CountFinished(finished);
+  // Not after a tool call: inside a turn thinking stays, so that its prompt goes on by itself.
+  if (finished.reason() == v1::CHAT_FINISH_REASON_STOP ||
+      finished.reason() == v1::CHAT_FINISH_REASON_LENGTH) {
+    TellTurn();
+  }
   EndWith(absl::OkStatus());
+}
+
+void InflightRequest::TellTurn() {
+  if (!conversation_.has_value()) return;
+  FinishedTurn turn;
+  turn.conversation = *std::move(conversation_);
+  turn.answer = events_->TakeAnswer();
+  if (turn.answer.empty()) return;
+  turn.computed_ids = source_->tokens();
+  turn.num_prompt = num_prompt_;
+  turn.worker = source_->worker();
+  std::exchange(turn_done_, nullptr)(std::move(turn));
 }
 
 void InflightRequest::EndWith(absl::Status status) {
@@ -146,8 +188,15 @@ void InflightRequest::EndWith(absl::Status status) {
   status_ = std::move(status);
   metrics_->CountRequest(info_.method, status_.code());
   if (forget_ != nullptr) std::exchange(forget_, nullptr)();
-  LOG_DEBUG("{} {} ends after {}: {}", info_.method, info_.id,
-            absl::FormatDuration(absl::Now() - info_.arrival), status_.ToString());
+  // Not the status's message: one that refuses a value may quote what the client wrote.
+  LogEvent(
+      "request finished",
+      {{"request_id", info_.id},
+       {"trace_id", TraceId(info_.traceparent)},
+       {"method", info_.method},
+       {"outcome", OutcomeLabel(status_.code())},
+       {"seconds", absl::StrFormat("%.3f", absl::ToDoubleSeconds(absl::Now() - info_.arrival))}});
+  LOG_DEBUG("{} ended with {}", info_.id, status_.ToString());
 }
 
 absl::Status InflightRequest::CancelByControl() {
@@ -157,6 +206,7 @@ absl::Status InflightRequest::CancelByControl() {
     absl::MutexLock lock(&mutex_);
     if (ended_) return absl::NotFoundError("the request has finished");
     if (begun_) {
+      Start();
       Finish(v1::CHAT_FINISH_REASON_CANCELLED);
     } else {
       EndWith(absl::CancelledError("cancelled by Control before it began"));

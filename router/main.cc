@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
+#include "common/flags.h"
 #include "common/limits.h"
 #include "common/log.h"
 #include "common/metrics.h"
@@ -37,6 +39,7 @@ struct Flags {
   std::string listen = "0.0.0.0:50050";
   std::string http_listen = "127.0.0.1:0";
   std::string log_level = "info";
+  std::string log_format = "text";
   std::string default_mode = "thinking";
   double drain_seconds = absl::ToDoubleSeconds(limits::kDefaultDrainDeadline);
   double failover_wait_seconds = 30;
@@ -95,6 +98,15 @@ void DefineFlags(CLI::App& app, Flags* flags) {
                  "Tokens of a thinking budget that a queue takes nothing from")
       ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
+  app.add_option("--prefix_tokens_per_request", flags->pool.tokens_per_request,
+                 "Cached tokens of a prompt for which a worker may have one request more than "
+                 "another and still gets it")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--prefill_ahead", flags->engine.prefill_ahead,
+                 "Let idle workers compute the beginning of a conversation's next prompt, which is "
+                 "without the answer's thinking; true or false")
+      ->capture_default_str();
   app.add_option("--failover_wait_seconds", flags->failover_wait_seconds,
                  "How long a request that lost its worker waits for one")
       ->check(CLI::Range(0.0, 3600.0))
@@ -105,6 +117,19 @@ void DefineFlags(CLI::App& app, Flags* flags) {
       ->capture_default_str();
   app.add_option("--log_level", flags->log_level, "debug, info, warning or error")
       ->capture_default_str();
+  app.add_option("--log_format", flags->log_format, "text for people, json: one object a line")
+      ->capture_default_str();
+}
+
+std::vector<FlagGroup> Groups() {
+  return {{"Model", {"--model", "--model_name", "--chat_template"}},
+          {"Network", {"--listen", "--http_listen", "--http_threads", "--http_cors_origin"}},
+          {"Workers", {"--workers", "--failover_wait_seconds"}},
+          {"Load", {"--max_inflight", "--prompt_threads", "--drain_seconds"}},
+          {"Thinking",
+           {"--default_mode", "--budget_ceilings", "--adaptive_budget_queue",
+            "--adaptive_budget_floor"}},
+          {"Logs", {"--log_level", "--log_format"}}};
 }
 
 absl::Status CheckTargets(const std::vector<std::string>& targets) {
@@ -170,8 +195,6 @@ void Drain(const Flags& flags, RequestEngine& engine, HttpServer& http, ServerRu
 }
 
 absl::Status Run(Flags flags) {
-  RETURN_IF_ERROR(InitLog("router", flags.log_level));
-  RETURN_IF_ERROR(CheckTargets(flags.pool.targets));
   ASSIGN_OR_RETURN(const HostPort http_listen, ParseHostPort(flags.http_listen));
   if (!flags.budget_ceilings_file.empty()) {
     ASSIGN_OR_RETURN(flags.engine.budgets.ceilings, LoadBudgetCeilings(flags.budget_ceilings_file));
@@ -223,7 +246,16 @@ int main(int argc, char** argv) {
   CLI::App app("The router of a Conclave cluster: chat in, tokens to the workers, events out.");
   conclave::Flags flags;
   conclave::DefineFlags(app, &flags);
-  CLI11_PARSE(app, argc, argv);
+  const auto check = [&flags]() -> std::vector<absl::Status> {
+    return {
+        conclave::InitLog("router", flags.log_level, flags.log_format),
+        conclave::CheckTargets(flags.pool.targets),
+        conclave::ForFlag("--listen", conclave::CheckListenAddress(flags.listen)),
+        conclave::ForFlag("--http_listen", conclave::ParseHostPort(flags.http_listen).status())};
+  };
+  const std::optional<int> end = conclave::ParseFlags(app, "conclave-router", "CONCLAVE_ROUTER",
+                                                      conclave::Groups(), check, argc, argv);
+  if (end.has_value()) return *end;
   const absl::Status status = conclave::Run(std::move(flags));
   if (status.ok()) return 0;
   std::cerr << "conclave-router: " << status.ToString() << std::endl;

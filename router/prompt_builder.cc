@@ -251,6 +251,9 @@ absl::StatusOr<PreparedRequest> PrepareChat(const ServedModel& model,
   FillStops(model, request, &prepared);
   prepared.parse_tool_calls =
       request.tools_size() > 0 && request.tool_choice().kind() != v1::ToolChoice::NONE;
+  if (TextBytes(request) <= limits::kMaxPrefillAheadBytes) {
+    prepared.conversation = std::move(prompt);
+  }
   prepared.thinking.set_mode(ToProto(decision.mode));
   prepared.thinking.set_source(ToProto(decision.source));
   const int64_t budget = request.thinking().has_budget() ? request.thinking().budget() : -1;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "proto/conclave/v1/worker.pb.h"
 #include "router/served_model.h"
 #include "router/thinking_params.h"
+#include "text/chat_template.h"
 
 namespace conclave {
 
@@ -19,6 +21,8 @@ struct PreparedRequest {
   v1::ThinkingReport thinking;  // mode, source and budget as resolved; empty for Generate
   std::vector<std::string> stop;
   bool parse_tool_calls = false;
+  // Of a chat, for who wants to know how it would go on; what was rendered.
+  std::optional<ChatPrompt> conversation;
 };
 
 // Validates, decides the thinking mode, renders the template, tokenizes and fills every default.

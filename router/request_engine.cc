@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
 #include "common/status_macros.h"
+#include "common/trace_context.h"
 #include "router/chat_events.h"
 #include "router/generate_events.h"
 #include "router/prompt_builder.h"
@@ -39,6 +40,7 @@ RequestEngine::RequestEngine(const ServedModel* model, WorkerPool* pool, RouterM
       start_time_(absl::Now()),
       admission_(options_.max_inflight, metrics),
       budgets_(options_.budgets, metrics),
+      prefill_ahead_(model, pool, metrics),
       long_tasks_(options_.prompt_threads, options_.max_inflight) {
   pool_->OnQueue([this](double waiting_per_worker) {
     budgets_.ObserveQueue(waiting_per_worker, absl::Now());
@@ -78,6 +80,7 @@ std::shared_ptr<RequestHandle> RequestEngine::BeginRequest(const Request& reques
   info.model = model_->name;
   info.arrival = absl::Now();
   info.deadline = std::min(caller.deadline, info.arrival + limits::kDefaultRequestDeadline);
+  info.traceparent = ValidTraceparent(caller.traceparent);
   info.budget_ceiling = budgets_.CeilingOf(caller.api_key);
   auto inflight = std::make_shared<InflightRequest>(info, std::move(events), metrics_);
   if (absl::Status admitted = Admit(info.id, inflight); !admitted.ok()) {
@@ -100,7 +103,7 @@ void RequestEngine::Prepared(InflightRequest& inflight, const std::string& api_k
                              absl::StatusOr<PreparedRequest> prepared) {
   if (!prepared.ok()) return inflight.Fail(prepared.status());
   budgets_.Apply(api_key, &*prepared);
-  inflight.Begin(*prepared);
+  inflight.Begin(*std::move(prepared));
 }
 
 absl::Status RequestEngine::RunLong(TaskRunner::Task task) {
@@ -122,10 +125,18 @@ absl::Status RequestEngine::Admit(const std::string& id,
   // Not under the lock: a request's own lock comes before it, in Forget.
   request->Admitted(
       std::make_shared<TokenSource>(pool_, metrics_, options_.tokens, std::weak_ptr(request)),
-      std::move(ticket), [this, id] { Forget(id); });
+      std::move(ticket), [this, id] { Forget(id); }, MakeTurnDone());
   absl::MutexLock lock(&mutex_);
   requests_[id] = request;
   return absl::OkStatus();
+}
+
+InflightRequest::TurnDone RequestEngine::MakeTurnDone() {
+  if (!options_.prefill_ahead) return nullptr;
+  return [this](FinishedTurn turn) {
+    // Dropped if there is too much to do for requests that are waited for.
+    long_tasks_.TryRun([this, turn = std::move(turn)] { prefill_ahead_.Start(turn); });
+  };
 }
 
 void RequestEngine::Forget(const std::string& id) {

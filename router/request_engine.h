@@ -15,6 +15,7 @@
 #include "router/admission.h"
 #include "router/budget_policy.h"
 #include "router/inflight_request.h"
+#include "router/prefill_ahead.h"
 #include "router/request_observer.h"
 #include "router/router_metrics.h"
 #include "router/served_model.h"
@@ -29,12 +30,14 @@ struct RequestEngineOptions {
   int prompt_threads = 2;  // for prompts past kMaxInlinePromptBytes
   TokenSourceOptions tokens;
   BudgetPolicyOptions budgets;
+  bool prefill_ahead = true;  // of conversations' next prompts, by idle workers
 };
 
 // Who asks, as far as it matters to the request.
 struct Caller {
   absl::Time deadline = absl::InfiniteFuture();
-  std::string api_key;  // empty: none given
+  std::string api_key;      // empty: none given
+  std::string traceparent;  // as it came; empty: none given
 };
 
 // All that the router does with a request, whichever door it came through: admission, prompt,
@@ -85,6 +88,7 @@ class RequestEngine {
                 absl::StatusOr<PreparedRequest> prepared);
   // Gives the request its place and its id, or says why not.
   absl::Status Admit(const std::string& id, const std::shared_ptr<InflightRequest>& request);
+  InflightRequest::TurnDone MakeTurnDone();
   void Forget(const std::string& id);
   int64_t max_context() const;
 
@@ -98,6 +102,7 @@ class RequestEngine {
   absl::Mutex mutex_;
   absl::flat_hash_map<std::string, std::weak_ptr<InflightRequest>> requests_
       ABSL_GUARDED_BY(mutex_);
+  PrefillAhead prefill_ahead_;
   TaskRunner long_tasks_;  // last: its threads use all of the above
 };
 

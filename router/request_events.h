@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -32,6 +33,8 @@ class RequestEvents {
   // Sends what text was held back, then `finished`, which it returns.
   virtual v1::Finished Finish(v1::ChatFinishReason reason, uint32_t failovers) = 0;
   virtual bool any_answer() const = 0;
+  // The answer's text as it was sent; empty if PreparedRequest::conversation was.
+  virtual std::string TakeAnswer() = 0;
 
   // Events made and not taken.
   virtual bool HasEvents() const = 0;

@@ -50,7 +50,11 @@ RouterMetrics::RouterMetrics(Metrics* metrics)
       inflight_(metrics->Gauge("conclave_router_inflight", "Requests admitted and not finished")),
       waiting_(
           metrics->Gauge("conclave_router_waiting", "Requests admitted that no worker holds now")),
+      workers_(metrics->Gauge("conclave_router_workers", "Workers the router was told of")),
       workers_up_(metrics->Gauge("conclave_router_workers_up", "Workers that are ready")),
+      workers_with_other_model_(
+          metrics->Gauge("conclave_router_workers_with_other_model",
+                         "Workers not used because they loaded another checkpoint")),
       adaptive_budget_scale_(
           metrics->Gauge("conclave_router_adaptive_budget_scale",
                          "What new thinking budgets above the floor are multiplied with")),
@@ -64,7 +68,18 @@ RouterMetrics::RouterMetrics(Metrics* metrics)
                                       "From the request's arrival to its first token",
                                       LatencyBuckets())),
       inter_token_(metrics->Histogram("conclave_router_inter_token_seconds",
-                                      "Between two token events of a request", LatencyBuckets())) {}
+                                      "Between two token events of a request", LatencyBuckets())) {
+  // From the start, so that the first of each counts as an increase.
+  for (const absl::string_view mode : {"thinking", "off", "raw"}) {
+    CountTokens(v1::Usage(), 0, mode);
+    FirstAnswer(mode);
+  }
+  for (const v1::ThinkingEnd end :
+       {v1::THINKING_END_NONE, v1::THINKING_END_NATURAL, v1::THINKING_END_BUDGET,
+        v1::THINKING_END_ANSWER_RESERVE, v1::THINKING_END_CLIENT}) {
+    ThinkingEnded(end);
+  }
+}
 
 void RouterMetrics::CountRequest(absl::string_view method, absl::StatusCode outcome) {
   metrics_
@@ -73,35 +88,65 @@ void RouterMetrics::CountRequest(absl::string_view method, absl::StatusCode outc
       .Increment();
 }
 
-void RouterMetrics::CountTokens(absl::string_view kind, absl::string_view help,
-                                absl::string_view mode, uint32_t count) {
+void RouterMetrics::CountPrefixRoute(PrefixRoute route) {
+  const char* label = route == PrefixRoute::kCached     ? "cached"
+                      : route == PrefixRoute::kBalanced ? "balanced"
+                                                        : "unknown";
   metrics_
-      ->Counter(absl::StrCat("conclave_router_", kind, "_tokens_total"), help,
-                {{"mode", std::string(mode)}})
-      .Increment(count);
+      ->Counter("conclave_router_prefix_routes_total",
+                "Requests sent to a worker: to one that has seen the prompt's beginning (cached), "
+                "to another for balance, or unknown",
+                {{"route", label}})
+      .Increment();
+}
+
+void RouterMetrics::CountPrefillAhead(PrefillAheadOutcome outcome) {
+  const char* label = outcome == PrefillAheadOutcome::kDone      ? "done"
+                      : outcome == PrefillAheadOutcome::kDropped ? "dropped"
+                                                                 : "busy";
+  metrics_
+      ->Counter("conclave_router_prefill_ahead_total",
+                "Answered turns whose next prompt was to be computed ahead, by what became of it",
+                {{"outcome", label}})
+      .Increment();
+}
+
+void RouterMetrics::CountTokens(const v1::Usage& usage, uint32_t forced, absl::string_view mode) {
+  const auto count = [&](absl::string_view kind, absl::string_view help, uint32_t tokens) {
+    metrics_
+        ->Counter(absl::StrCat("conclave_router_", kind, "_tokens_total"), help,
+                  {{"mode", std::string(mode)}})
+        .Increment(tokens);
+  };
+  count("prompt", "Tokens of prompts", usage.prompt_tokens());
+  count("cached_prompt", "Tokens of prompts found in a prefix cache", usage.cached_prompt_tokens());
+  count("thinking", "Tokens inside thinking, forced ones among them", usage.thinking_tokens());
+  count("forced", "Tokens of early-stop texts", forced);
+  count("answer", "Tokens of answers", usage.answer_tokens());
+  count("tool_call", "Tokens of tool calls, which are answers' too", usage.tool_call_tokens());
+}
+
+prometheus::Counter& RouterMetrics::ThinkingEnded(v1::ThinkingEnd end) {
+  return metrics_->Counter(
+      "conclave_router_thinking_ended_total",
+      "Requests that thought, by what ended it (none: still thinking at the end)",
+      {{"ended_by", std::string(ThinkingEndLabel(end))}});
+}
+
+prometheus::Histogram& RouterMetrics::FirstAnswer(absl::string_view mode) {
+  return metrics_->Histogram("conclave_router_time_to_first_answer_token_seconds",
+                             "From the request's arrival to the first token after thinking",
+                             LatencyBuckets(), {{"mode", std::string(mode)}});
 }
 
 void RouterMetrics::CountFinished(const v1::Finished& finished) {
   const v1::Usage& usage = finished.usage();
   const v1::ThinkingReport& report = finished.thinking();
-  const absl::string_view mode = ModeLabel(report);
-  CountTokens("prompt", "Tokens of prompts", mode, usage.prompt_tokens());
-  CountTokens("cached_prompt", "Tokens of prompts found in a prefix cache", mode,
-              usage.cached_prompt_tokens());
-  CountTokens("thinking", "Tokens inside thinking, forced ones among them", mode,
-              usage.thinking_tokens());
-  CountTokens("forced", "Tokens of early-stop texts", mode, report.forced());
-  CountTokens("answer", "Tokens of answers", mode, usage.answer_tokens());
-  CountTokens("tool_call", "Tokens of tool calls, which are answers' too", mode,
-              usage.tool_call_tokens());
+  CountTokens(usage, report.forced(), ModeLabel(report));
   num_thinking_tokens_ += usage.thinking_tokens();
   num_answer_tokens_ += usage.answer_tokens();
   if (usage.thinking_tokens() == 0 && report.ended_by() == v1::THINKING_END_NONE) return;
-  metrics_
-      ->Counter("conclave_router_thinking_ended_total",
-                "Requests that thought, by what ended it (none: still thinking at the end)",
-                {{"ended_by", std::string(ThinkingEndLabel(report.ended_by()))}})
-      .Increment();
+  ThinkingEnded(report.ended_by()).Increment();
   thinking_tokens_.Observe(usage.thinking_tokens());
   if (report.budget() > 0) {
     budget_used_ratio_.Observe(static_cast<double>(report.used()) / report.budget());
@@ -114,11 +159,7 @@ void RouterMetrics::ObserveFirstToken(absl::Duration since_start) {
 
 void RouterMetrics::ObserveFirstAnswerToken(const v1::ThinkingReport& report,
                                             absl::Duration since_start) {
-  metrics_
-      ->Histogram("conclave_router_time_to_first_answer_token_seconds",
-                  "From the request's arrival to the first token after thinking", LatencyBuckets(),
-                  {{"mode", std::string(ModeLabel(report))}})
-      .Observe(absl::ToDoubleSeconds(since_start));
+  FirstAnswer(ModeLabel(report)).Observe(absl::ToDoubleSeconds(since_start));
 }
 
 void RouterMetrics::ObserveInterToken(absl::Duration gap) {

@@ -53,12 +53,14 @@ TokenSource::TokenSource(WorkerPool* pool, RouterMetrics* metrics, TokenSourceOp
       options_(std::move(options)),
       listener_(std::move(listener)) {}
 
-void TokenSource::Start(v1::TokenRequest request, absl::Time deadline) {
+void TokenSource::Start(v1::TokenRequest request, absl::Time deadline, std::string traceparent) {
   absl::MutexLock lock(&mutex_);
   if (phase_ == Phase::kEnded) return;
   worker_request_id_ = MakeWorkerRequestId(request.request_id());
   request_ = std::move(request);
+  wanted_.prefix = PrefixMap::KeysOf(request_.prompt_ids());
   deadline_ = deadline;
+  traceparent_ = std::move(traceparent);
   NextWorker();
 }
 
@@ -87,6 +89,18 @@ void TokenSource::Cancel() {
 uint32_t TokenSource::failovers() const {
   absl::MutexLock lock(&mutex_);
   return failovers_;
+}
+
+int TokenSource::worker() const {
+  absl::MutexLock lock(&mutex_);
+  return worker_;
+}
+
+std::vector<uint32_t> TokenSource::tokens() const {
+  absl::MutexLock lock(&mutex_);
+  std::vector<uint32_t> tokens(request_.prompt_ids().begin(), request_.prompt_ids().end());
+  tokens.insert(tokens.end(), request_.generated_ids().begin(), request_.generated_ids().end());
+  return tokens;
 }
 
 void TokenSource::SetPhase(Phase phase) {
@@ -124,10 +138,10 @@ v1::TokenRequest TokenSource::NextRequest() const {
 }
 
 void TokenSource::NextWorker() {
-  if (!accepted()) wanted_.fingerprint.clear();
+  if (events_ == 0) wanted_.fingerprint.clear();
   std::unique_ptr<WorkerLease> lease = pool_->Acquire(wanted_);
   if (lease == nullptr) {
-    if (!refusal_.ok() && !accepted()) return End(refusal_);
+    if (!refusal_.ok() && !accepted_) return End(refusal_);
     return WaitForWorker();
   }
   ++attempts_;
@@ -138,15 +152,17 @@ void TokenSource::NextWorker() {
              lease->worker(), request_.generated_ids_size());
   }
   wanted_.fingerprint = lease->fingerprint();
+  worker_ = lease->worker();
   SetPhase(Phase::kStreaming);
-  stream_ = WorkerStream::Start(std::move(lease), NextRequest(), deadline_, shared_from_this());
+  stream_ = WorkerStream::Start(std::move(lease), NextRequest(), deadline_, traceparent_,
+                                shared_from_this());
   if (wants_read_) stream_->Read();
 }
 
 void TokenSource::WaitForWorker() {
   const absl::Time now = absl::Now();
   if (give_up_ == absl::InfinitePast()) {
-    give_up_ = now + (accepted() ? options_.failover_wait : options_.first_worker_wait);
+    give_up_ = now + (accepted_ ? options_.failover_wait : options_.first_worker_wait);
   }
   if (now >= deadline_) {
     return End(absl::DeadlineExceededError("the deadline passed while no worker was ready"));
@@ -184,16 +200,29 @@ void TokenSource::Remember(const v1::TokenEvent& event) {
   if (pending_budget_.has_value() && state.budget() == *pending_budget_) pending_budget_.reset();
 }
 
+bool TokenSource::Accept() {
+  refusal_ = absl::OkStatus();
+  wanted_.not_these.clear();
+  give_up_ = absl::InfinitePast();
+  return !std::exchange(accepted_, true);
+}
+
+void TokenSource::OnStreamAccepted(WorkerStream* stream) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (stream != stream_.get() || closed_ || !Accept()) return;
+  }
+  if (const std::shared_ptr<Listener> listener = listener_.lock()) listener->OnAccepted();
+}
+
 void TokenSource::OnStreamEvent(WorkerStream* stream, v1::TokenEvent event) {
   const std::shared_ptr<Listener> listener = listener_.lock();
   {
     absl::MutexLock lock(&mutex_);
     if (stream != stream_.get()) return;
     wants_read_ = false;
+    Accept();
     Remember(event);
-    refusal_ = absl::OkStatus();
-    wanted_.not_these.clear();
-    give_up_ = absl::InfinitePast();
     // The request left the queue once, whatever queue it passes again.
     if (started_) {
       event.clear_started();

@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/any_invocable.h"
@@ -31,14 +32,17 @@ struct TokenSourceOptions {
 // The tokens of one request, from whichever worker: when a worker is lost, the prompt and what was
 // generated go to another, and the events continue with no token lost, doubled or changed.
 //
-// Pull-driven: each Read() is answered by exactly one OnTokens or OnEnd, never called under a lock
-// of ours. Thread-safe.
+// Pull-driven: each Read() is answered by exactly one OnTokens or OnEnd. Nothing is called under a
+// lock of ours. Thread-safe.
 class TokenSource final : public WorkerStream::Listener,
                           public std::enable_shared_from_this<TokenSource> {
  public:
   class Listener {
    public:
     virtual ~Listener() = default;
+    // A worker took the request: from here on a refusal is no longer possible. At most once, also
+    // without a Read(), maybe beside the first OnTokens, which says the same.
+    virtual void OnAccepted() = 0;
     // The last one has a finish_reason; then no Read() is needed any more.
     virtual void OnTokens(v1::TokenEvent event) = 0;
     // INVALID_ARGUMENT, DEADLINE_EXCEEDED, ... of the worker; RESOURCE_EXHAUSTED if every worker
@@ -52,7 +56,8 @@ class TokenSource final : public WorkerStream::Listener,
               std::weak_ptr<Listener> listener);
 
   // Once. request.request_id is the client's; workers get ids derived from it.
-  void Start(v1::TokenRequest request, absl::Time deadline);
+  // traceparent: of common/trace_context.h, or empty.
+  void Start(v1::TokenRequest request, absl::Time deadline, std::string traceparent = "");
   void Read();
   // No more calls to the listener but one that is under way. Also before Start.
   void Cancel();
@@ -62,11 +67,16 @@ class TokenSource final : public WorkerStream::Listener,
   void Control(const v1::WorkerControlRequest& action, Done done);
 
   uint32_t failovers() const;
+  // The worker of the last stream; -1: there was none.
+  int worker() const;
+  // Prompt and what was generated so far.
+  std::vector<uint32_t> tokens() const;
 
  private:
   enum class Phase { kNew, kWaiting, kStreaming, kEnded };
   struct ControlCall;
 
+  void OnStreamAccepted(WorkerStream* stream) override;
   void OnStreamEvent(WorkerStream* stream, v1::TokenEvent event) override;
   void OnStreamEnd(WorkerStream* stream, absl::Status status) override;
 
@@ -82,7 +92,8 @@ class TokenSource final : public WorkerStream::Listener,
   void SetPhase(Phase phase) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   v1::TokenRequest NextRequest() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Remember(const v1::TokenEvent& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  bool accepted() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return events_ > 0; }
+  // True for the first acceptance.
+  bool Accept() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   // Calls the listener if a Read() waits for what has ended.
   void DeliverEnd();
@@ -102,7 +113,9 @@ class TokenSource final : public WorkerStream::Listener,
 
   v1::TokenRequest request_ ABSL_GUARDED_BY(mutex_);  // generated_ids grows with the events
   std::string worker_request_id_ ABSL_GUARDED_BY(mutex_);
+  std::string traceparent_ ABSL_GUARDED_BY(mutex_);
   absl::Time deadline_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
+  bool accepted_ ABSL_GUARDED_BY(mutex_) = false;  // by any worker
   int64_t events_ ABSL_GUARDED_BY(mutex_) = 0;
   bool started_ ABSL_GUARDED_BY(mutex_) = false;  // some worker took it out of its queue
   // Asked by the client and not yet seen in a worker's state.
@@ -117,6 +130,7 @@ class TokenSource final : public WorkerStream::Listener,
   int attempts_ ABSL_GUARDED_BY(mutex_) = 0;  // calls made, refused ones among them
   int losses_ ABSL_GUARDED_BY(mutex_) = 0;
   uint32_t failovers_ ABSL_GUARDED_BY(mutex_) = 0;
+  int worker_ ABSL_GUARDED_BY(mutex_) = -1;
   bool moving_ ABSL_GUARDED_BY(mutex_) = false;  // the next call is a failover
 };
 

@@ -17,14 +17,20 @@ struct WorkerPool::DescribeCall {
   v1::WorkerDescription response;
 };
 
-WorkerLease::~WorkerLease() { pool_->Release(worker_); }
+WorkerLease::~WorkerLease() { pool_->Release(worker_, background_); }
 void WorkerLease::ReportFailure(const absl::Status& status) {
   pool_->ReportFailure(worker_, acquired_, status);
 }
-void WorkerLease::ReportSuccess() { pool_->ReportSuccess(worker_); }
+void WorkerLease::ReportSuccess() {
+  pool_->ReportSuccess(worker_, std::exchange(background_, true));
+}
 
 WorkerPool::WorkerPool(WorkerPoolOptions options, v1::ModelInfo model, RouterMetrics* metrics)
-    : options_(std::move(options)), model_(std::move(model)), metrics_(metrics) {
+    : options_(std::move(options)),
+      model_(std::move(model)),
+      metrics_(metrics),
+      prefixes_(limits::kMaxPrefixMapChunks) {
+  metrics_->workers().Set(num_workers());
   absl::MutexLock lock(&mutex_);
   for (const std::string& target : options_.targets) {
     Worker& worker = workers_.emplace_back();
@@ -42,31 +48,45 @@ WorkerPool::~WorkerPool() {
 }
 
 bool WorkerPool::Idle() const {
-  return calls_.empty() && std::all_of(workers_.begin(), workers_.end(),
-                                       [](const Worker& worker) { return worker.inflight == 0; });
+  return calls_.empty() && std::all_of(workers_.begin(), workers_.end(), [](const Worker& worker) {
+           return worker.inflight == 0 && worker.background == 0;
+         });
 }
 
 // ---- choosing ----
 
-int WorkerPool::FindBest(const Wanted& wanted) const {
-  int best = -1;
-  int64_t best_load = 0;
+bool WorkerPool::CanUse(int worker, const Wanted& wanted) const {
+  if (!workers_[worker].up || wanted.not_these.contains(worker)) return false;
+  return wanted.fingerprint.empty() ||
+         wanted.fingerprint == workers_[worker].description.model().fingerprint();
+}
+
+int64_t WorkerPool::LoadOf(const Worker& worker) const {
+  // What the worker reported holds the requests that were ours then; the rest is other routers'.
+  const int64_t reported = int64_t{worker.description.running()} + worker.description.waiting();
+  return worker.inflight + std::max<int64_t>(0, reported - worker.inflight_at_poll);
+}
+
+std::vector<int64_t> WorkerPool::CachedTokens(const Wanted& wanted) const {
+  std::vector<int64_t> cached = prefixes_.CommonTokens(wanted.prefix, num_workers());
   for (int i = 0; i < num_workers(); ++i) {
+    if (!workers_[i].description.prefix_cache()) cached[i] = 0;
+  }
+  return cached;
+}
+
+int WorkerPool::FindBest(const Wanted& wanted, const std::vector<int64_t>& cached) const {
+  int best = -1;
+  int64_t best_cost = 0;
+  for (int i = 0; i < num_workers(); ++i) {
+    if (!CanUse(i, wanted)) continue;
     const Worker& worker = workers_[i];
-    if (!worker.up || wanted.not_these.contains(i)) continue;
-    const v1::WorkerDescription& description = worker.description;
-    if (!wanted.fingerprint.empty() && wanted.fingerprint != description.model().fingerprint()) {
-      continue;
-    }
-    // What the worker reported holds the requests that were ours then; the rest is other routers'.
-    const int64_t reported = int64_t{description.running()} + description.waiting();
-    const int64_t of_others = std::max<int64_t>(0, reported - worker.inflight_at_poll);
-    const int64_t load = worker.inflight + of_others;
-    const bool better = best < 0 || load < best_load ||
-                        (load == best_load && worker.last_used < workers_[best].last_used);
+    const int64_t cost = LoadOf(worker) * options_.tokens_per_request - cached[i];
+    const bool better = best < 0 || cost < best_cost ||
+                        (cost == best_cost && worker.last_used < workers_[best].last_used);
     if (!better) continue;
     best = i;
-    best_load = load;
+    best_cost = cost;
   }
   return best;
 }
@@ -74,8 +94,14 @@ int WorkerPool::FindBest(const Wanted& wanted) const {
 std::unique_ptr<WorkerLease> WorkerPool::Acquire(const Wanted& wanted) {
   absl::MutexLock lock(&mutex_);
   if (stopping_) return nullptr;
-  const int best = FindBest(wanted);
+  const std::vector<int64_t> cached = CachedTokens(wanted);
+  const int best = FindBest(wanted, cached);
   if (best < 0) return nullptr;
+  const int64_t most = *std::max_element(cached.begin(), cached.end());
+  metrics_->CountPrefixRoute(most == 0              ? PrefixRoute::kUnknown
+                             : cached[best] == most ? PrefixRoute::kCached
+                                                    : PrefixRoute::kBalanced);
+  prefixes_.Record(wanted.prefix, best);
   Worker& worker = workers_[best];
   ++worker.inflight;
   worker.last_used = ++ticks_;
@@ -83,9 +109,23 @@ std::unique_ptr<WorkerLease> WorkerPool::Acquire(const Wanted& wanted) {
                                        worker.description.model().fingerprint());
 }
 
-void WorkerPool::Release(int worker) {
+std::unique_ptr<WorkerLease> WorkerPool::AcquireIdle(int worker_idx, const PrefixKeys& prefix) {
   absl::MutexLock lock(&mutex_);
-  --workers_[worker].inflight;
+  if (stopping_) return nullptr;
+  Worker& worker = workers_[worker_idx];
+  const bool idle = worker.inflight == 0 && worker.description.waiting() == 0;
+  if (!worker.up || !idle || !worker.description.prefix_cache()) return nullptr;
+  if (worker.background >= limits::kMaxBackgroundRequests) return nullptr;
+  prefixes_.Record(prefix, worker_idx);
+  ++worker.background;
+  return std::make_unique<WorkerLease>(this, worker_idx, worker.stub.get(),
+                                       worker.description.model().fingerprint(),
+                                       /*background=*/true);
+}
+
+void WorkerPool::Release(int worker, bool background) {
+  absl::MutexLock lock(&mutex_);
+  --(background ? workers_[worker].background : workers_[worker].inflight);
 }
 
 // ---- waiting ----
@@ -95,7 +135,9 @@ WorkerPool::WaitId WorkerPool::Wait(const Wanted& wanted, absl::Time deadline,
   absl::MutexLock lock(&mutex_);
   const WaitId id = next_wait_++;
   // A worker that came up since the caller looked would wake nobody again.
-  const absl::Time when = FindBest(wanted) >= 0 ? absl::Now() : deadline;
+  bool any = false;
+  for (int i = 0; i < num_workers(); ++i) any |= CanUse(i, wanted);
+  const absl::Time when = any ? absl::Now() : deadline;
   const Timers::Id timer = timers_.RunAt(when, [this, id] { FireWaiter(id); });
   waiters_.emplace(id, Waiter{std::move(callback), timer});
   return id;
@@ -186,7 +228,6 @@ void WorkerPool::Poll(int worker_idx) {
 }
 
 std::string WorkerPool::WhyUnusable(const Worker& worker) const {
-  const v1::ModelInfo& found = worker.description.model();
   if (!worker.description.ready()) {
     const std::string& reason = worker.description.reason();
     return reason.empty() ? "not ready" : reason;
@@ -194,6 +235,11 @@ std::string WorkerPool::WhyUnusable(const Worker& worker) const {
   if (absl::Now() < worker.rests_until) {
     return absl::StrCat("rests after ", worker.failures, " broken streams");
   }
+  return WhyOtherModel(worker);
+}
+
+std::string WorkerPool::WhyOtherModel(const Worker& worker) const {
+  const v1::ModelInfo& found = worker.description.model();
   const auto differs = [](absl::string_view what, auto value, auto wanted) {
     return absl::StrCat("loaded another model: ", what, " is ", value, ", want ", wanted);
   };
@@ -237,6 +283,7 @@ void WorkerPool::OnDescribed(int worker_idx, absl::Time asked, const absl::Statu
       worker.description = description;
       error = WhyUnusable(worker);
     }
+    worker.other_model = status.ok() && description.ready() && !WhyOtherModel(worker).empty();
     SetUp(worker, status.ok() && error.empty(), error);
     if (on_queue_ != nullptr) on_queue_(WaitingPerWorker());
     if (worker.up && !was_up) {
@@ -256,11 +303,15 @@ void WorkerPool::OnDescribed(int worker_idx, absl::Time asked, const absl::Statu
 }
 
 void WorkerPool::SetUp(Worker& worker, bool up, std::string error) {
+  // Down may mean gone, and what comes back then has an empty cache.
+  if (worker.up && !up) prefixes_.Forget(static_cast<int>(&worker - workers_.data()));
   worker.up = up;
   worker.error = std::move(error);
   if (up) fingerprint_ = worker.description.model().fingerprint();
   metrics_->workers_up().Set(std::count_if(workers_.begin(), workers_.end(),
                                            [](const Worker& other) { return other.up; }));
+  metrics_->workers_with_other_model().Set(std::count_if(
+      workers_.begin(), workers_.end(), [](const Worker& other) { return other.other_model; }));
 }
 
 // ---- what requests saw ----
@@ -282,9 +333,14 @@ void WorkerPool::ReportFailure(int worker_idx, absl::Time acquired, const absl::
   if (!stopping_ && !worker.polling) SchedulePoll(worker_idx, absl::Now());
 }
 
-void WorkerPool::ReportSuccess(int worker) {
+void WorkerPool::ReportSuccess(int worker_idx, bool background) {
   absl::MutexLock lock(&mutex_);
-  workers_[worker].failures = 0;
+  Worker& worker = workers_[worker_idx];
+  worker.failures = 0;
+  if (background) return;
+  // Not when the lease is back: the conversation's next turn may be quicker.
+  --worker.inflight;
+  ++worker.background;
 }
 
 // ---- looking ----

@@ -16,6 +16,7 @@
 #include "common/limits.h"
 #include "proto/conclave/v1/inference.pb.h"
 #include "proto/conclave/v1/worker.grpc.pb.h"
+#include "router/prefix_map.h"
 #include "router/router_metrics.h"
 #include "router/timers.h"
 
@@ -30,18 +31,25 @@ struct WorkerPoolOptions {
   int failures_to_open = 3;
   absl::Duration min_rest = absl::Milliseconds(500);
   absl::Duration max_rest = absl::Seconds(30);
+  // A worker with one more request in flight is as good if it has so many more of the prompt's
+  // tokens in its prefix cache. A request in flight takes a share of each step from a new one, as
+  // long as both run; some hundred tokens of prefill are of that order.
+  int64_t tokens_per_request = 256;
 };
 
 class WorkerPool;
 
-// One request's hold on one worker: counts as in flight there until destroyed.
+// One request's hold on one worker: counts as in flight there until it is over, at the latest when
+// this is destroyed. Background work never counts.
 class WorkerLease {
  public:
-  WorkerLease(WorkerPool* pool, int worker, v1::Worker::Stub* stub, std::string fingerprint)
+  WorkerLease(WorkerPool* pool, int worker, v1::Worker::Stub* stub, std::string fingerprint,
+              bool background = false)
       : pool_(pool),
         worker_(worker),
         stub_(stub),
         fingerprint_(std::move(fingerprint)),
+        background_(background),
         acquired_(absl::Now()) {}
   ~WorkerLease();
   WorkerLease(const WorkerLease&) = delete;
@@ -53,6 +61,7 @@ class WorkerLease {
 
   // The worker's stream broke. It gets no request until it has described itself anew.
   void ReportFailure(const absl::Status& status);
+  // The last token is there. The call may take a little longer to end, but is no load any more.
   void ReportSuccess();
 
  private:
@@ -60,10 +69,12 @@ class WorkerLease {
   const int worker_;
   v1::Worker::Stub* const stub_;
   const std::string fingerprint_;
+  bool background_;
   const absl::Time acquired_;
 };
 
-// The workers: asks each how it is and hands out the least loaded one that is ready. Only
+// The workers: asks each how it is and hands out one that is ready: the least loaded, or one that
+// is likely to have the prompt's beginning in its prefix cache, which of the two saves more. Only
 // transport errors and broken streams count against a worker. Thread-safe; nothing blocks but the
 // destructor.
 class WorkerPool {
@@ -79,9 +90,14 @@ class WorkerPool {
   struct Wanted {
     std::string fingerprint;             // empty: any
     absl::flat_hash_set<int> not_these;  // workers that refused it
+    PrefixKeys prefix = {};              // of the prompt
   };
-  // The least loaded worker that is ready, or null.
+  // The best worker that is ready, or null.
   std::unique_ptr<WorkerLease> Acquire(const Wanted& wanted);
+
+  // This worker for background work that makes `prefix` cached there, if it is up, keeps a prefix
+  // cache and seems to have nothing else to do; or null.
+  std::unique_ptr<WorkerLease> AcquireIdle(int worker, const PrefixKeys& prefix);
 
   using WaitId = uint64_t;
   // Calls back exactly once, from a thread of the pool or of gRPC: when a worker may have become
@@ -112,8 +128,10 @@ class WorkerPool {
     std::unique_ptr<v1::Worker::Stub> stub;
     bool up = false;  // described itself ready, as our model, since its last failure
     std::string error = "not asked yet";
+    bool other_model = false;  // ready, but with weights that are not ours
     v1::WorkerDescription description;
-    int inflight = 0;          // leases
+    int inflight = 0;          // leases of requests that are not over
+    int background = 0;        // the other leases
     int inflight_at_poll = 0;  // leases when `description` was asked for
     int failures = 0;          // since the last success
     absl::Time last_failure = absl::InfinitePast();
@@ -133,12 +151,21 @@ class WorkerPool {
   void OnDescribed(int worker, absl::Time asked, const absl::Status& status,
                    const v1::WorkerDescription& description);
   void ReportFailure(int worker, absl::Time acquired, const absl::Status& status);
-  void ReportSuccess(int worker);
-  void Release(int worker);
+  void ReportSuccess(int worker, bool background);
+  void Release(int worker, bool background);
   void FireWaiter(WaitId id);
   void SetUp(Worker& worker, bool up, std::string error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Why a worker that answered gets no requests; empty if it does.
   std::string WhyUnusable(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  int FindBest(const Wanted& wanted) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::string WhyOtherModel(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool CanUse(int worker, const Wanted& wanted) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Requests on the worker, ours and other routers'.
+  int64_t LoadOf(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Tokens of the prompt that each worker is likely to have cached: [num_workers].
+  std::vector<int64_t> CachedTokens(const Wanted& wanted) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  int FindBest(const Wanted& wanted, const std::vector<int64_t>& cached) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   double WaitingPerWorker() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Idle() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -147,6 +174,7 @@ class WorkerPool {
   RouterMetrics* const metrics_;
   mutable absl::Mutex mutex_;
   std::vector<Worker> workers_ ABSL_GUARDED_BY(mutex_);
+  PrefixMap prefixes_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<WaitId, Waiter> waiters_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_set<DescribeCall*> calls_ ABSL_GUARDED_BY(mutex_);
   absl::AnyInvocable<void()> on_first_ready_ ABSL_GUARDED_BY(mutex_);

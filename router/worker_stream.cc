@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "common/trace_context.h"
 #include "rpc/grpc_status.h"
 
 namespace conclave {
@@ -12,11 +13,13 @@ WorkerStream::WorkerStream(std::unique_ptr<WorkerLease> lease, v1::TokenRequest 
 
 std::shared_ptr<WorkerStream> WorkerStream::Start(std::unique_ptr<WorkerLease> lease,
                                                   v1::TokenRequest request, absl::Time deadline,
+                                                  const std::string& traceparent,
                                                   std::shared_ptr<Listener> listener) {
   std::shared_ptr<WorkerStream> stream(
       new WorkerStream(std::move(lease), std::move(request), std::move(listener)));
   stream->self_ = stream;
   stream->context_.set_deadline(absl::ToChronoTime(deadline));
+  if (!traceparent.empty()) stream->context_.AddMetadata(kTraceparent, traceparent);
   stream->lease_->stub().async()->Generate(&stream->context_, &stream->request_, stream.get());
   stream->AddHold();
   stream->StartCall();
@@ -45,6 +48,11 @@ void WorkerStream::Cancel() {
   if (reading_ || !held_) return;  // the read ends and releases it
   held_ = false;
   RemoveHold();
+}
+
+void WorkerStream::OnReadInitialMetadataDone(bool ok) {
+  // Not ok: the call ended with nothing but its status.
+  if (ok) listener_->OnStreamAccepted(this);
 }
 
 void WorkerStream::OnReadDone(bool ok) {

@@ -17,10 +17,12 @@ namespace conclave {
 // back the worker and nothing is buffered here. Lives until the call has ended. Thread-safe.
 class WorkerStream final : public grpc::ClientReadReactor<v1::TokenEvent> {
  public:
-  // Called from gRPC's threads, one call at a time.
+  // Called from gRPC's threads; OnStreamAccepted may run beside the first OnStreamEvent.
   class Listener {
    public:
     virtual ~Listener() = default;
+    // The worker took the request into its queue: it did not refuse it.
+    virtual void OnStreamAccepted(WorkerStream* stream) = 0;
     virtual void OnStreamEvent(WorkerStream* stream, v1::TokenEvent event) = 0;
     // Last call. The call's status: OK too if the worker ended it before it was finished.
     virtual void OnStreamEnd(WorkerStream* stream, absl::Status status) = 0;
@@ -28,6 +30,7 @@ class WorkerStream final : public grpc::ClientReadReactor<v1::TokenEvent> {
 
   static std::shared_ptr<WorkerStream> Start(std::unique_ptr<WorkerLease> lease,
                                              v1::TokenRequest request, absl::Time deadline,
+                                             const std::string& traceparent,
                                              std::shared_ptr<Listener> listener);
 
   // Asks for the next event; after an event, and at the start. The answer is OnStreamEvent or
@@ -45,6 +48,7 @@ class WorkerStream final : public grpc::ClientReadReactor<v1::TokenEvent> {
   WorkerStream(std::unique_ptr<WorkerLease> lease, v1::TokenRequest request,
                std::shared_ptr<Listener> listener);
 
+  void OnReadInitialMetadataDone(bool ok) override;
   void OnReadDone(bool ok) override;
   void OnDone(const grpc::Status& status) override;
 

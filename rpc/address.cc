@@ -29,6 +29,10 @@ absl::StatusOr<HostPort> ParseHostPort(absl::string_view text) {
   return parsed;
 }
 
+absl::Status CheckListenAddress(absl::string_view text) {
+  return absl::StartsWith(text, "unix:") ? absl::OkStatus() : ParseHostPort(text).status();
+}
+
 std::string FormatHostPort(absl::string_view host, int port) {
   const bool ipv6 = host.find(':') != absl::string_view::npos;
   return ipv6 ? absl::StrCat("[", host, "]:", port) : absl::StrCat(host, ":", port);

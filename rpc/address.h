@@ -16,6 +16,9 @@ struct HostPort {
 // host is empty or the port is not 0..65535.
 absl::StatusOr<HostPort> ParseHostPort(absl::string_view text);
 
+// OK for what a gRPC server may listen on: HOST:PORT as above, or unix:PATH. Else InvalidArgument.
+absl::Status CheckListenAddress(absl::string_view text);
+
 // The text ParseHostPort reads.
 std::string FormatHostPort(absl::string_view host, int port);
 

@@ -29,6 +29,9 @@ grpc::ChannelArguments MakeArguments(Traffic traffic) {
   // Besides its name, gRPC gives every attempt to connect at least this long.
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1'000);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1'000);
+  // A name is asked again as soon as that after a loss (gRPC's default: 30 s), so that a peer that
+  // came back under another address is found. c-ares caches nothing itself.
+  arguments.SetInt(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, 1'000);
   // Channels of equal arguments would share one connection, and with it its lock and its window.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   for (const auto& [key, value] : TrafficArguments(traffic)) arguments.SetInt(key, value);

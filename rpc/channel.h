@@ -24,7 +24,8 @@ struct ChannelOptions {
 
 // A connection of its own to `target` ("host:port", "dns:///name:port", "unix:path"). It connects
 // on first use, pings every 10 s, so that a host that vanished is noticed within 15 s, and after a
-// loss connects again within 50 ms to 1 s of the peer's return.
+// loss connects again within 50 ms to 1 s of the peer's return. A name is resolved anew after every
+// loss: a peer may return under another address, or another may stand under the name.
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& target,
                                            Traffic traffic = Traffic::kTokens);
 // The same with TLS. InvalidArgument if tls_ca_file cannot be read.

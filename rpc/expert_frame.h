@@ -40,6 +40,9 @@ class TensorBytes {
   // `bytes` bytes of the slices, from byte `offset` of the first one on.
   TensorBytes(std::vector<grpc::Slice> slices, size_t offset, size_t bytes)
       : slices_(std::move(slices)), offset_(offset), bytes_(bytes) {}
+  // All of them in `buffer` already.
+  TensorBytes(std::shared_ptr<uint8_t> buffer, size_t bytes)
+      : bytes_(bytes), gathered_(std::move(buffer)) {}
   TensorBytes(TensorBytes&&) = default;
   TensorBytes& operator=(TensorBytes&&) = default;
   TensorBytes(const TensorBytes&) = delete;
@@ -58,7 +61,7 @@ class TensorBytes {
   std::vector<grpc::Slice> slices_;
   size_t offset_ = 0;  // of the tensor's first byte in slices_[0]
   size_t bytes_ = 0;
-  std::shared_ptr<uint8_t> gathered_;  // all of the tensor, once Rows had to copy it
+  std::shared_ptr<uint8_t> gathered_;  // all of the tensor, if it was copied
 };
 
 struct DispatchFrame {

@@ -13,6 +13,10 @@
 
 namespace conclave {
 
+// Asked of grpc.health.v1 under this name, a server is SERVING while its process answers at all:
+// also while it loads or drains. For an orchestrator that would restart it otherwise.
+inline constexpr char kLivenessService[] = "liveness";
+
 struct ServerOptions {
   std::string listen;                    // "host:port", port 0 picks a free one; or "unix:path"
   std::vector<grpc::Service*> services;  // borrowed; must outlive the runner
@@ -35,7 +39,7 @@ class ServerRunner {
   ServerRunner(const ServerRunner&) = delete;
   ServerRunner& operator=(const ServerRunner&) = delete;
 
-  // What grpc.health.v1 answers for the server and for each service. Any thread.
+  // What grpc.health.v1 answers for the server and for each service but liveness. Any thread.
   void SetServing(bool serving);
 
   // NOT_SERVING, then no new calls, then waits until the running ones have finished; those that

@@ -29,7 +29,7 @@ Engine::Engine(EngineOptions options, Decoder& decoder, const Device& device,
       decoder_(decoder),
       device_(device),
       metrics_(metrics),
-      blocks_(options_.num_kv_blocks),
+      blocks_(options_.num_kv_blocks, options_.prefix_cache),
       planner_({options_.max_running, options_.max_step_tokens}, blocks_) {
   metrics_.kv_blocks_total.Set(static_cast<double>(options_.num_kv_blocks));
   thread_ = std::thread([this] { ThreadMain(); });
@@ -47,6 +47,9 @@ absl::Status Engine::Submit(const v1::TokenRequest& request, absl::Time deadline
                             std::shared_ptr<TokenSink> sink) {
   ASSIGN_OR_RETURN(std::unique_ptr<Sequence> made,
                    MakeSequence(request, options_.limits, options_.token_bytes));
+  if (made->background && !options_.prefix_cache) {
+    return absl::FailedPreconditionError("prefill_only is set, but the prefix cache is off");
+  }
   made->deadline = deadline;
   made->sink = std::move(sink);
   made->submitted = absl::Now();
@@ -55,14 +58,17 @@ absl::Status Engine::Submit(const v1::TokenRequest& request, absl::Time deadline
 
   absl::MutexLock lock(&mutex_);
   if (draining_ || stopping_) return errors::Draining("worker");
-  const size_t capacity = static_cast<size_t>(options_.max_waiting) + options_.max_running;
-  if (in_flight_.size() >= capacity) {
-    return errors::Overloaded("worker queue", static_cast<int64_t>(capacity));
-  }
+  const bool background = sequence->background;
+  const int64_t capacity = background ? limits::kMaxBackgroundRequests
+                                      : int64_t{options_.max_waiting} + options_.max_running;
+  const int64_t queued =
+      background ? num_background_ : static_cast<int64_t>(in_flight_.size()) - num_background_;
+  if (queued >= capacity) return errors::Overloaded("worker queue", capacity);
   if (!in_flight_.insert(request.request_id()).second) {
     return absl::AlreadyExistsError(
         absl::StrCat("request_id \"", request.request_id(), "\" is in flight already"));
   }
+  if (background) ++num_background_;
   commands_.push_back([this, sequence] {
     auto owned = std::make_unique<Sequence>(std::move(*sequence));
     owned->arrival = next_arrival_++;
@@ -130,6 +136,7 @@ void Engine::ThreadMain() {
       if (stopping_) break;
     }
     DropExpiredAndCancelled();
+    DropBackground();
     const std::vector<PlannedSequence> plan = planner_.Plan();
     idle = plan.empty();
     if (!idle) {
@@ -140,8 +147,10 @@ void Engine::ThreadMain() {
       }
     }
     PublishLoad();
+    emitter_.Flush();
   }
   FailAll(absl::UnavailableError("the worker stopped"));
+  emitter_.Flush();
 }
 
 void Engine::RunCommands(bool wait) {
@@ -175,16 +184,30 @@ void Engine::DropExpiredAndCancelled() {
   for (const auto& [sequence, status] : dropped) Finish(sequence, status);
 }
 
+void Engine::DropBackground() {
+  if (planner_.background().empty()) return;
+  if (planner_.running().empty() && planner_.waiting().empty()) {
+    absl::MutexLock lock(&mutex_);
+    if (!draining_) return;
+  }
+  while (!planner_.background().empty()) {
+    Finish(planner_.background().front(), absl::AbortedError("other work came first"));
+  }
+}
+
 void Engine::Announce(const std::vector<PlannedSequence>& plan) {
   for (const PlannedSequence& planned : plan) {
     Sequence& sequence = *planned.sequence;
-    if (sequence.started) continue;
+    if (sequence.started || sequence.background) continue;
     sequence.started = true;
     metrics_.queue_wait_seconds.Observe(absl::ToDoubleSeconds(absl::Now() - sequence.submitted));
     v1::TokenEvent event;
     event.set_started(true);
+    const int64_t cached = std::min(sequence.num_computed, sequence.num_prompt);
+    event.set_cached_prompt_tokens(static_cast<uint32_t>(cached));
+    metrics_.cached_prompt_tokens.Increment(static_cast<double>(cached));
     *event.mutable_thinking() = ToProto(sequence.emitted_thinking);
-    sequence.sink->OnEvent(std::move(event));
+    emitter_.OnEvent(sequence.sink, std::move(event));
   }
 }
 
@@ -220,7 +243,12 @@ absl::Status Engine::Step(const std::vector<PlannedSequence>& plan) {
 void Engine::Advance(const PlannedSequence& planned, const SampleResult* drawn) {
   Sequence& sequence = *planned.sequence;
   const bool was_prompt = sequence.num_computed < sequence.num_prompt;
-  sequence.num_computed += planned.num_tokens;
+  planner_.OnComputed(&sequence, planned.num_tokens);
+  if (sequence.background) {
+    metrics_.background_tokens.Increment(static_cast<double>(planned.num_tokens));
+    if (sequence.num_pending() == 0) Finish(&sequence, absl::OkStatus());
+    return;
+  }
   const bool prompt_done = was_prompt && sequence.num_computed >= sequence.num_prompt;
   // A recomputed prompt counts once: logprobs and tokens it led to are kept.
   if (prompt_done && sequence.num_emitted == sequence.num_prompt) {
@@ -273,7 +301,7 @@ void Engine::Emit(Sequence& sequence, v1::FinishReason reason) {
   if (reason == v1::FINISH_REASON_STOP) event.set_stop_id(sequence.tokens.back());
   metrics_.generated_tokens.Increment(static_cast<double>(num_new));
   recent_tokens_.emplace_back(absl::Now(), num_new);
-  sequence.sink->OnEvent(std::move(event));
+  emitter_.OnEvent(sequence.sink, std::move(event));
   if (reason != v1::FINISH_REASON_NONE) {
     Finish(&sequence, absl::OkStatus());
   } else {
@@ -304,16 +332,18 @@ void Engine::ForceIfDue(Sequence& sequence) {
 
 void Engine::Finish(Sequence* sequence, const absl::Status& status) {
   planner_.Remove(sequence);
+  const bool background = sequence->background;
   const char* outcome = status.ok() ? "ok" : absl::IsCancelled(status) ? "cancelled" : "failed";
-  metrics_.Requests(outcome).Increment();
+  if (!background) metrics_.Requests(outcome).Increment();
   const std::string request_id = sequence->request_id;
   const std::shared_ptr<TokenSink> sink = sequence->sink;
   sequences_.erase(request_id);
   {
     absl::MutexLock lock(&mutex_);
     in_flight_.erase(request_id);
+    if (background) --num_background_;
   }
-  sink->OnDone(status);
+  emitter_.OnDone(sink, status);
 }
 
 void Engine::FailAll(const absl::Status& status) {
@@ -341,6 +371,15 @@ void Engine::PublishLoad() {
   metrics_.preemptions.Increment(
       static_cast<double>(planner_.num_preemptions() - preemptions_reported_));
   preemptions_reported_ = planner_.num_preemptions();
+  const PrefixCacheCounts& counts = planner_.prefix_cache();
+  metrics_.prefix_cache_queried.Increment(
+      static_cast<double>(counts.queried - prefix_cache_reported_.queried));
+  metrics_.prefix_cache_hit.Increment(static_cast<double>(counts.hit - prefix_cache_reported_.hit));
+  prefix_cache_reported_ = counts;
+  metrics_.prefix_cache_evicted.Increment(
+      static_cast<double>(blocks_.num_evicted() - evicted_reported_));
+  evicted_reported_ = blocks_.num_evicted();
+  metrics_.kv_blocks_cached.Set(static_cast<double>(blocks_.num_unused_cached()));
   absl::MutexLock lock(&mutex_);
   load_ = load;
 }

@@ -15,8 +15,9 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "kernels/device.h"
+#include "worker/block_pool.h"
 #include "worker/decoder.h"
-#include "worker/kv_cache.h"
+#include "worker/event_emitter.h"
 #include "worker/sequence.h"
 #include "worker/step_output.h"
 #include "worker/step_planner.h"
@@ -30,6 +31,7 @@ struct EngineOptions {
   int max_running = 0;
   int max_waiting = 0;
   int max_step_tokens = 0;
+  bool prefix_cache = true;
   TokenBytes token_bytes;  // called by any thread
 };
 
@@ -40,7 +42,8 @@ struct EngineLoad {
   double tokens_per_second = 0;  // generated, over the last seconds
 };
 
-// The step loop: plan, forward, sample, emit, in one thread. Everything else hands it commands.
+// The step loop: plan, forward, sample, in one thread; the events go out in another, beside the
+// next step. Everything else hands it commands.
 class Engine {
  public:
   // Everything passed in is borrowed and must outlive the engine.
@@ -49,7 +52,7 @@ class Engine {
 
   // Accepts a request; its events go to `sink` until OnDone. Errors (then the sink hears
   // nothing): InvalidArgument, AlreadyExists (request_id in flight), ResourceExhausted (queue
-  // full), Unavailable (draining).
+  // full), Unavailable (draining), FailedPrecondition (prefill_only without a prefix cache).
   absl::Status Submit(const v1::TokenRequest& request, absl::Time deadline,
                       std::shared_ptr<TokenSink> sink);
 
@@ -73,6 +76,8 @@ class Engine {
   void RunCommands(bool wait);
   absl::Status OnSequence(const std::string& request_id, std::function<void(Sequence&)> action);
   void DropExpiredAndCancelled();
+  // Background sequences end once there is other work, or no more work is wanted.
+  void DropBackground();
   absl::Status Step(const std::vector<PlannedSequence>& plan);
   void Announce(const std::vector<PlannedSequence>& plan);
   void Advance(const PlannedSequence& planned, const SampleResult* drawn);
@@ -95,17 +100,21 @@ class Engine {
   BlockPool blocks_;
   StepPlanner planner_;
   absl::flat_hash_map<std::string, std::unique_ptr<Sequence>> sequences_;
+  EventEmitter emitter_;
   StepBatch batch_;
   std::vector<LogitRow> logit_rows_;
   std::vector<float> logits_;
   std::vector<SampleResult> drawn_;
   uint64_t next_arrival_ = 0;
   int64_t preemptions_reported_ = 0;
+  int64_t evicted_reported_ = 0;
+  PrefixCacheCounts prefix_cache_reported_;
   std::deque<std::pair<absl::Time, int64_t>> recent_tokens_;  // of the last seconds
 
   mutable absl::Mutex mutex_;
   std::vector<Command> commands_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_set<std::string> in_flight_ ABSL_GUARDED_BY(mutex_);
+  int num_background_ ABSL_GUARDED_BY(mutex_) = 0;  // of in_flight_
   EngineLoad load_ ABSL_GUARDED_BY(mutex_);
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;

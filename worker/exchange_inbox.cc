@@ -7,15 +7,21 @@
 namespace conclave {
 
 bool ExchangeInbox::Push(ShardCombine combine) {
-  absl::MutexLock lock(&mutex_);
-  if (combines_.size() >= static_cast<size_t>(limits::kMaxUnreadCombines)) return false;
-  combines_.push_back(std::move(combine));
+  {
+    absl::MutexLock lock(&mutex_);
+    if (combines_.size() >= static_cast<size_t>(limits::kMaxUnreadCombines)) return false;
+    combines_.push_back(std::move(combine));
+  }
+  bell_.Ring();
   return true;
 }
 
 void ExchangeInbox::NotifyChanged() {
-  absl::MutexLock lock(&mutex_);
-  ++changes_;
+  {
+    absl::MutexLock lock(&mutex_);
+    ++changes_;
+  }
+  bell_.Ring();
 }
 
 uint64_t ExchangeInbox::changes() const {
@@ -24,8 +30,11 @@ uint64_t ExchangeInbox::changes() const {
 }
 
 void ExchangeInbox::Stop() {
-  absl::MutexLock lock(&mutex_);
-  stopped_ = true;
+  {
+    absl::MutexLock lock(&mutex_);
+    stopped_ = true;
+  }
+  bell_.Ring();
 }
 
 bool ExchangeInbox::stopped() const {
@@ -33,14 +42,12 @@ bool ExchangeInbox::stopped() const {
   return stopped_;
 }
 
-void ExchangeInbox::Wait(uint64_t seen, absl::Time deadline, std::vector<ShardCombine>* combines) {
-  combines->clear();
+bool ExchangeInbox::Take(uint64_t seen, std::vector<ShardCombine>* combines) {
   absl::MutexLock lock(&mutex_);
-  const auto has_news = [this, seen]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return stopped_ || changes_ != seen || !combines_.empty();
-  };
-  mutex_.AwaitWithDeadline(absl::Condition(&has_news), deadline);
-  combines->swap(combines_);
+  const bool news = stopped_ || changes_ != seen || !combines_.empty();
+  for (ShardCombine& combine : combines_) combines->push_back(std::move(combine));
+  combines_.clear();
+  return news;
 }
 
 void ExchangeInbox::WaitForChange(uint64_t seen, absl::Time deadline) const {

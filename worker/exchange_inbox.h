@@ -6,20 +6,24 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "rpc/doorbell.h"
 #include "rpc/expert_frame.h"
 
 namespace conclave {
 
-// A combine as it came in, and from which stream of which shard.
+// A combine as it came in, and by which way from which shard (see ShardView).
 struct ShardCombine {
   int shard_idx = 0;
-  uint64_t stream_id = 0;
+  uint64_t path_id = 0;
   CombineFrame frame;
 };
 
-// What the shards' connections tell the engine's thread. Any thread pushes, one waits.
+// What the shards' connections tell the engine's thread. Any thread pushes, one waits: it sleeps at
+// the bell, which shards ring too when they have put frames into shared memory.
 class ExchangeInbox {
  public:
+  Doorbell& bell() { return bell_; }
+
   // False when it holds more combines than any layer is answered with.
   bool Push(ShardCombine combine);
 
@@ -32,14 +36,15 @@ class ExchangeInbox {
   void Stop();
   bool stopped() const;
 
-  // Blocks until there is a combine, changes() is not `seen`, a stop, or `deadline` passes. Hands
-  // out all combines, in the order of each stream.
-  void Wait(uint64_t seen, absl::Time deadline, std::vector<ShardCombine>* combines);
+  // Appends all combines, in the order of each stream. True if there were any, or changes() is not
+  // `seen`, or after Stop. Otherwise the bell will ring when there is one of these.
+  bool Take(uint64_t seen, std::vector<ShardCombine>* combines);
 
-  // The same without regard to combines.
+  // Blocks until changes() is not `seen`, a stop, or `deadline` passes.
   void WaitForChange(uint64_t seen, absl::Time deadline) const;
 
  private:
+  Doorbell bell_;
   mutable absl::Mutex mutex_;
   std::vector<ShardCombine> combines_ ABSL_GUARDED_BY(mutex_);
   uint64_t changes_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -6,6 +6,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "common/bfloat16.h"
+#include "proto/conclave/v1/expert_shard.pb.h"
 #include "proto/conclave/v1/worker.pb.h"
 
 namespace conclave {
@@ -34,6 +35,10 @@ class ExpertExchange {
 
   // OK when every expert is reachable now; else Unavailable saying which is not.
   virtual absl::Status Ready() = 0;
+
+  // A request was accepted: whoever computes for it elsewhere is told its names with what is sent
+  // next. Any thread.
+  virtual void Announce(const v1::RequestTag& /*request*/) {}
 
   // A Run in progress, and every later one, returns Unavailable soon: whoever joins the engine's
   // thread does not wait for a lost shard. Any thread.

@@ -19,23 +19,36 @@ constexpr absl::Duration kBusyPause = absl::Milliseconds(20);
 // Bytes of a dispatch's header for each pair: varints of a row below 2^21 and an expert below 2^14.
 constexpr size_t kHeaderBytesPerPair = 5;
 constexpr size_t kHeaderBytes = 64;
+// Values of the label "transport".
+constexpr char kGrpcName[] = "grpc";
+constexpr char kSharedMemoryName[] = "shared_memory";
 
 }  // namespace
 
 GrpcExpertExchange::ExchangeMetrics::ExchangeMetrics(Metrics* metrics, size_t num_shards)
-    : dispatch_bytes(metrics->Counter("conclave_worker_dispatch_bytes_total",
-                                      "Bytes of rows sent to shards", {{"transport", "grpc"}})),
-      combine_bytes(metrics->Counter("conclave_worker_combine_bytes_total",
-                                     "Bytes of rows received from shards",
-                                     {{"transport", "grpc"}})),
-      dispatch_seconds(metrics->Histogram("conclave_worker_dispatch_seconds",
-                                          "From sending a dispatch to its whole answer",
-                                          LatencyBuckets(), {{"transport", "grpc"}})),
-      retries(metrics->Counter("conclave_worker_dispatch_retries_total",
-                               "Dispatches sent again after a loss", {{"transport", "grpc"}})),
-      local_rows(metrics->Counter("conclave_worker_shard_rows_total",
+    : local_rows(metrics->Counter("conclave_worker_shard_rows_total",
                                   "(row, expert) pairs by where they were computed",
-                                  {{"shard", "local"}})) {
+                                  {{"shard", "local"}})),
+      missing_experts(metrics->Gauge(
+          "conclave_worker_missing_experts",
+          "Experts of the model that no shard serves now: steps that need one wait")),
+      shards_with_other_model(
+          metrics->Gauge("conclave_worker_shards_with_other_model",
+                         "Shards not used because they loaded another checkpoint")) {
+  for (const Transport transport : {Transport::kGrpc, Transport::kSharedMemory}) {
+    const MetricLabels labels = {
+        {"transport", transport == Transport::kGrpc ? kGrpcName : kSharedMemoryName}};
+    OfTransport& mine = of(transport);
+    mine.dispatch_bytes = &metrics->Counter("conclave_worker_dispatch_bytes_total",
+                                            "Bytes of rows sent to shards", labels);
+    mine.combine_bytes = &metrics->Counter("conclave_worker_combine_bytes_total",
+                                           "Bytes of rows received from shards", labels);
+    mine.dispatch_seconds = &metrics->Histogram("conclave_worker_dispatch_seconds",
+                                                "From sending a dispatch to its whole answer",
+                                                LatencyBuckets(), labels);
+    mine.retries = &metrics->Counter("conclave_worker_dispatch_retries_total",
+                                     "Dispatches sent again after a loss", labels);
+  }
   for (size_t shard = 0; shard < num_shards; ++shard) {
     const MetricLabels labels = {{"shard", absl::StrCat(shard)}};  // its place in --shards
     shard_up.push_back(&metrics->Gauge("conclave_worker_shard_up",
@@ -52,6 +65,7 @@ GrpcExpertExchange::GrpcExpertExchange(GrpcExpertExchangeOptions options,
       row_bytes_(static_cast<size_t>(options_.config.hidden_size) * sizeof(BFloat16)),
       local_(std::move(local)),
       metrics_(metrics, options_.shards.size()),
+      announced_(options_.shards.size()),
       busy_until_(options_.shards.size(), absl::InfinitePast()) {
   for (size_t shard = 0; shard < options_.shards.size(); ++shard) {
     ShardConnection::Options connection;
@@ -59,7 +73,9 @@ GrpcExpertExchange::GrpcExpertExchange(GrpcExpertExchangeOptions options,
     connection.target = options_.shards[shard];
     connection.fingerprint = options_.fingerprint;
     connection.num_experts = options_.config.num_experts;
-    connections_.push_back(std::make_unique<ShardConnection>(std::move(connection), &inbox_));
+    connection.shared_memory = options_.shared_memory;
+    connections_.push_back(
+        std::make_unique<ShardConnection>(std::move(connection), &inbox_, &pool_));
   }
 }
 
@@ -80,6 +96,8 @@ GrpcExpertExchange::Placement GrpcExpertExchange::LookAtShards() const {
       ExpertPlacement::Make(options_.config.num_experts, owners);
   CHECK(replicas.ok()) << replicas.status();  // ShardConnection checked the ids
   placement.replicas = *std::move(replicas);
+  metrics_.shards_with_other_model.Set(static_cast<double>(
+      absl::c_count_if(placement.shards, [](const ShardView& view) { return view.wrong_model; })));
   return placement;
 }
 
@@ -98,14 +116,21 @@ absl::Status GrpcExpertExchange::MissingExpert(const Placement& placement, int l
 
 absl::Status GrpcExpertExchange::Ready() {
   const Placement placement = LookAtShards();
+  std::vector<int> missing = placement.replicas.MissingExperts();
+  absl::Status ready;
+  // Every sparse layer has the same experts in the same places.
   for (int layer = 0; layer < options_.config.num_hidden_layers; ++layer) {
     if (!options_.config.IsSparseLayer(layer)) continue;
-    for (const int expert : placement.replicas.MissingExperts()) {
-      if (IsLocal(layer, expert)) continue;
-      return MissingExpert(placement, layer, expert, absl::ZeroDuration());
+    missing.erase(std::remove_if(missing.begin(), missing.end(),
+                                 [&](int expert) { return IsLocal(layer, expert); }),
+                  missing.end());
+    if (!missing.empty()) {
+      ready = MissingExpert(placement, layer, missing.front(), absl::ZeroDuration());
     }
+    break;
   }
-  return absl::OkStatus();
+  metrics_.missing_experts.Set(static_cast<double>(missing.size()));
+  return ready;
 }
 
 absl::Status GrpcExpertExchange::AwaitReady(absl::Time deadline) {
@@ -114,6 +139,14 @@ absl::Status GrpcExpertExchange::AwaitReady(absl::Time deadline) {
     const absl::Status ready = Ready();
     if (ready.ok() || absl::Now() >= deadline || inbox_.stopped()) return ready;
     inbox_.WaitForChange(seen, deadline);
+  }
+}
+
+void GrpcExpertExchange::Announce(const v1::RequestTag& request) {
+  absl::MutexLock lock(&announced_mutex_);
+  for (std::vector<v1::RequestTag>& of_shard : announced_) {
+    // A shard that gets nothing for long, because it is down, misses some.
+    if (of_shard.size() < limits::kMaxAnnouncedRequests) of_shard.push_back(request);
   }
 }
 
@@ -127,6 +160,7 @@ std::vector<v1::ShardState> GrpcExpertExchange::Shards() {
     for (const int expert : view.experts) state.add_expert_ids(expert);
     state.set_rows_sent(connection->rows_sent.load());
     state.set_retries(connection->retries.load());
+    if (view.up) state.set_transport(view.link != nullptr ? kSharedMemoryName : kGrpcName);
     states.push_back(std::move(state));
   }
   return states;
@@ -261,36 +295,62 @@ void GrpcExpertExchange::SendFrame(int shard_idx, absl::Span<const uint32_t> row
   header.set_num_rows(static_cast<uint32_t>(rows.size()));
   header.set_deadline_ms(
       static_cast<uint32_t>(absl::ToInt64Milliseconds(options_.dispatch_timeout)));
+  {
+    absl::MutexLock lock(&announced_mutex_);
+    for (v1::RequestTag& request : announced_[shard_idx]) {
+      *header.add_new_requests() = std::move(request);
+    }
+    announced_[shard_idx].clear();
+  }
   const int64_t first_idx = row_idx_[rows.front()];
   for (const uint32_t pair : pairs) {
     header.add_pair_rows(static_cast<uint32_t>(row_idx_[order_.rows[pair]] - first_idx));
     header.add_pair_experts(order_.experts[pair]);
   }
+  const absl::Time sent = absl::Now();
+  if (!Transmit(shard_idx, header, rows)) {
+    // The change that says so is in the inbox or on its way.
+    unassigned_.insert(unassigned_.end(), pairs.begin(), pairs.end());
+    return;
+  }
+  connections_[shard_idx]->rows_sent.fetch_add(pairs.size(), std::memory_order_relaxed);
+  metrics_.shard_rows[shard_idx]->Increment(static_cast<double>(pairs.size()));
+  Outstanding& dispatch = outstanding_[header.sequence()];
+  dispatch.shard_idx = shard_idx;
+  dispatch.path_id = view.path_id();
+  dispatch.transport = view.link != nullptr ? Transport::kSharedMemory : Transport::kGrpc;
+  dispatch.pairs = std::move(pairs);
+  dispatch.sent = sent;
+  metrics_.of(dispatch.transport)
+      .dispatch_bytes->Increment(static_cast<double>(rows.size() * row_bytes_));
+}
+
+bool GrpcExpertExchange::Transmit(int shard_idx, const v1::ExpertDispatch& header,
+                                  absl::Span<const uint32_t> rows) {
+  const auto row = [this](uint32_t idx) {
+    return reinterpret_cast<const uint8_t*>(batch_.hidden_states) + idx * row_bytes_;
+  };
+  const ShardView& view = placement_.shards[shard_idx];
+  ShardConnection& connection = *connections_[shard_idx];
+  if (view.link != nullptr) {
+    pieces_.clear();
+    for (const uint32_t idx : rows) pieces_.emplace_back(row(idx), row_bytes_);
+    const absl::Status sent = view.link->Send(header, pieces_);
+    if (!sent.ok()) connection.DropLink(view.link_id, sent);
+    return sent.ok();
+  }
   // Copied, for gRPC may still hold the bytes of a stream that was given up when the engine goes
   // on to overwrite its rows.
   const size_t bytes = rows.size() * row_bytes_;
   std::shared_ptr<uint8_t> buffer = pool_.Take(bytes);
-  for (size_t i = 0; i < rows.size(); ++i) {
-    std::memcpy(buffer.get() + i * row_bytes_,
-                batch_.hidden_states + static_cast<size_t>(rows[i]) * options_.config.hidden_size,
-                row_bytes_);
+  uint8_t* to = buffer.get();
+  for (const uint32_t idx : rows) {
+    std::memcpy(to, row(idx), row_bytes_);
+    to += row_bytes_;
   }
   const uint8_t* data = buffer.get();
-  grpc::ByteBuffer frame = EncodeFrame(header, {BorrowSlice(std::move(buffer), data, bytes)});
-  ShardConnection& connection = *connections_[shard_idx];
-  if (!connection.Send(view.stream_id, std::move(frame))) {
-    // The stream has just ended; the change that says so is in the inbox or on its way.
-    unassigned_.insert(unassigned_.end(), pairs.begin(), pairs.end());
-    return;
-  }
-  connection.rows_sent.fetch_add(pairs.size(), std::memory_order_relaxed);
-  metrics_.shard_rows[shard_idx]->Increment(static_cast<double>(pairs.size()));
-  metrics_.dispatch_bytes.Increment(static_cast<double>(bytes));
-  Outstanding& dispatch = outstanding_[header.sequence()];
-  dispatch.shard_idx = shard_idx;
-  dispatch.stream_id = view.stream_id;
-  dispatch.pairs = std::move(pairs);
-  dispatch.sent = absl::Now();
+  return connection.Send(view.stream_id,
+                         EncodeFrame(header, {BorrowSlice(std::move(buffer), data, bytes)}));
 }
 
 absl::Time GrpcExpertExchange::NextDeadline() const {
@@ -307,7 +367,14 @@ absl::Time GrpcExpertExchange::NextDeadline() const {
 }
 
 absl::Status GrpcExpertExchange::WaitForNews() {
-  inbox_.Wait(placement_.changes, NextDeadline(), &combines_);
+  const absl::Time deadline = NextDeadline();
+  combines_.clear();
+  while (true) {
+    const uint32_t rings = inbox_.bell().rings();  // before looking, so that no ring is missed
+    const bool moved = PollLinks();
+    if (inbox_.Take(placement_.changes, &combines_) || moved || absl::Now() >= deadline) break;
+    inbox_.bell().Wait(rings, deadline);
+  }
   if (inbox_.stopped()) return errors::Draining("worker");
   for (ShardCombine& combine : combines_) RETURN_IF_ERROR(TakeCombine(std::move(combine)));
   ResetTimedOut();
@@ -316,12 +383,38 @@ absl::Status GrpcExpertExchange::WaitForNews() {
   return TakeBackLost();
 }
 
+bool GrpcExpertExchange::PollLinks() {
+  bool moved = false;
+  for (size_t shard = 0; shard < placement_.shards.size(); ++shard) {
+    const ShardView& view = placement_.shards[shard];
+    if (view.link == nullptr) continue;
+    const auto take = [&](const std::string& header, absl::Span<const uint8_t> rows) {
+      ShardCombine combine{static_cast<int>(shard), view.link_id, {}};
+      if (!combine.frame.header.ParseFromString(header) ||
+          !combine.frame.header.expert_rows().empty()) {
+        return absl::InvalidArgumentError("the header of a combine does not parse");
+      }
+      if (!rows.empty()) {
+        std::shared_ptr<uint8_t> copy = pool_.Take(rows.size());
+        std::memcpy(copy.get(), rows.data(), rows.size());
+        combine.frame.expert_rows = TensorBytes(std::move(copy), rows.size());
+      }
+      combines_.push_back(std::move(combine));
+      return absl::OkStatus();
+    };
+    const absl::StatusOr<bool> polled = view.link->Poll(limits::kMaxUnreadCombines, take);
+    moved = moved || !polled.ok() || *polled;
+    if (!polled.ok()) connections_[shard]->DropLink(view.link_id, polled.status());
+  }
+  return moved;
+}
+
 void GrpcExpertExchange::ResetTimedOut() {
   const absl::Time sent_before = absl::Now() - options_.dispatch_timeout;
   for (const auto& [sequence, dispatch] : outstanding_) {
     if (dispatch.sent > sent_before) continue;
     connections_[dispatch.shard_idx]->Reset(
-        dispatch.stream_id,
+        dispatch.path_id,
         absl::DeadlineExceededError(absl::StrCat("it did not answer within ",
                                                  absl::FormatDuration(options_.dispatch_timeout))));
   }
@@ -330,8 +423,7 @@ void GrpcExpertExchange::ResetTimedOut() {
 absl::Status GrpcExpertExchange::TakeBackLost() {
   std::vector<uint64_t> lost;
   for (const auto& [sequence, dispatch] : outstanding_) {
-    const ShardView& view = placement_.shards[dispatch.shard_idx];
-    if (!view.up || view.stream_id != dispatch.stream_id) lost.push_back(sequence);
+    if (!placement_.shards[dispatch.shard_idx].HasPath(dispatch.path_id)) lost.push_back(sequence);
   }
   for (const uint64_t sequence : lost) RETURN_IF_ERROR(TakeBack(sequence));
   return absl::OkStatus();
@@ -341,7 +433,7 @@ absl::Status GrpcExpertExchange::TakeBack(uint64_t sequence) {
   const auto found = outstanding_.find(sequence);
   const Outstanding dispatch = std::move(found->second);
   outstanding_.erase(found);
-  metrics_.retries.Increment();
+  metrics_.of(dispatch.transport).retries->Increment();
   connections_[dispatch.shard_idx]->retries.fetch_add(1, std::memory_order_relaxed);
   assigned_pairs_[dispatch.shard_idx] -= dispatch.pairs.size();
   for (const uint32_t pair : dispatch.pairs) {
@@ -360,7 +452,7 @@ absl::Status GrpcExpertExchange::TakeCombine(ShardCombine combine) {
   // An answer that came after its dispatch was taken back, or of a layer that was given up.
   if (found == outstanding_.end()) return absl::OkStatus();
   Outstanding& dispatch = found->second;
-  if (dispatch.shard_idx != combine.shard_idx || dispatch.stream_id != combine.stream_id) {
+  if (dispatch.shard_idx != combine.shard_idx || dispatch.path_id != combine.path_id) {
     return absl::OkStatus();
   }
   if (header.status_code() != 0) {
@@ -369,11 +461,12 @@ absl::Status GrpcExpertExchange::TakeCombine(ShardCombine combine) {
   }
   if (!TakeRows(dispatch, combine.frame)) {
     connections_[dispatch.shard_idx]->Reset(
-        dispatch.stream_id, absl::InternalError("its answer does not fit what it was asked"));
+        dispatch.path_id, absl::InternalError("its answer does not fit what it was asked"));
     return absl::OkStatus();  // taken back when the change is seen
   }
   if (dispatch.num_answered == dispatch.pairs.size()) {
-    metrics_.dispatch_seconds.Observe(absl::ToDoubleSeconds(absl::Now() - dispatch.sent));
+    metrics_.of(dispatch.transport)
+        .dispatch_seconds->Observe(absl::ToDoubleSeconds(absl::Now() - dispatch.sent));
     outstanding_.erase(found);
   }
   return absl::OkStatus();
@@ -394,7 +487,7 @@ absl::Status GrpcExpertExchange::TakeError(const Outstanding& dispatch,
       return absl::OkStatus();
     default:
       // Stale placement, draining, or broken: it is asked again before it gets anything more.
-      connection.Reset(dispatch.stream_id, error);
+      connection.Reset(dispatch.path_id, error);
       return absl::OkStatus();
   }
 }
@@ -414,7 +507,7 @@ bool GrpcExpertExchange::TakeRows(Outstanding& dispatch, CombineFrame& frame) {
         rows + i * static_cast<uint64_t>(options_.config.hidden_size);
   }
   dispatch.num_answered += count;
-  metrics_.combine_bytes.Increment(static_cast<double>(count * row_bytes_));
+  metrics_.of(dispatch.transport).combine_bytes->Increment(static_cast<double>(count * row_bytes_));
   return true;
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -29,11 +30,14 @@ struct GrpcExpertExchangeOptions {
   // A layer whose experts nobody serves waits this long for a shard to return.
   absl::Duration shard_wait = limits::kDefaultShardWait;
   absl::Duration dispatch_timeout = limits::kDispatchTimeout;
+  // Frames go through shared memory where a shard is on this host and agrees.
+  bool shared_memory = true;
 };
 
-// Experts on shards over gRPC, besides those of a local runner. A layer's pairs are split by
-// expert; each expert's go to one of the shards that hold it; each row goes to a shard once. What a
-// lost shard has not answered is sent to another that holds the expert, or waits for one.
+// Experts on shards over gRPC or, on one host, shared memory, besides those of a local runner. A
+// layer's pairs are split by expert; each expert's go to one of the shards that hold it; each row
+// goes to a shard once. What a lost shard has not answered is sent to another that holds the
+// expert, or waits for one.
 class GrpcExpertExchange final : public ExpertExchange {
  public:
   // Starts to connect at once. `local` (may be null) runs the experts it holds; `metrics` is
@@ -47,6 +51,7 @@ class GrpcExpertExchange final : public ExpertExchange {
   // Any thread. FailedPrecondition if an expert is missing and a shard has another model, else
   // Unavailable naming the expert and why each shard that is not up is not.
   absl::Status Ready() override;
+  void Announce(const v1::RequestTag& request) override;
   std::vector<v1::ShardState> Shards() override;
 
   // Blocks until Ready() is OK; at the deadline returns what it says. Any thread.
@@ -55,10 +60,12 @@ class GrpcExpertExchange final : public ExpertExchange {
   void Stop() override { inbox_.Stop(); }
 
  private:
+  enum class Transport { kGrpc, kSharedMemory };
   // A dispatch that is not fully answered.
   struct Outstanding {
     int shard_idx = 0;
-    uint64_t stream_id = 0;
+    uint64_t path_id = 0;  // see ShardView
+    Transport transport = Transport::kGrpc;
     std::vector<uint32_t> pairs;  // indices into order_, rising
     size_t num_answered = 0;
     absl::Time sent;
@@ -71,11 +78,17 @@ class GrpcExpertExchange final : public ExpertExchange {
   };
   struct ExchangeMetrics {
     ExchangeMetrics(Metrics* metrics, size_t num_shards);
-    prometheus::Counter& dispatch_bytes;
-    prometheus::Counter& combine_bytes;
-    prometheus::Histogram& dispatch_seconds;
-    prometheus::Counter& retries;
+    struct OfTransport {
+      prometheus::Counter* dispatch_bytes = nullptr;
+      prometheus::Counter* combine_bytes = nullptr;
+      prometheus::Histogram* dispatch_seconds = nullptr;
+      prometheus::Counter* retries = nullptr;
+    };
+    OfTransport& of(Transport transport) { return transports[static_cast<size_t>(transport)]; }
+    std::array<OfTransport, 2> transports;
     prometheus::Counter& local_rows;
+    prometheus::Gauge& missing_experts;
+    prometheus::Gauge& shards_with_other_model;
     std::vector<prometheus::Gauge*> shard_up;
     std::vector<prometheus::Counter*> shard_rows;
   };
@@ -97,7 +110,11 @@ class GrpcExpertExchange final : public ExpertExchange {
   void SendPairs(int shard_idx, const std::vector<uint32_t>& pairs);
   // `rows` are consecutive ones of SendPairs, `pairs` those that use them.
   void SendFrame(int shard_idx, absl::Span<const uint32_t> rows, std::vector<uint32_t> pairs);
+  // False if the way to the shard has just ended.
+  bool Transmit(int shard_idx, const v1::ExpertDispatch& header, absl::Span<const uint32_t> rows);
   absl::Status WaitForNews();
+  // Appends what came through shared memory to combines_; true if anything moved.
+  bool PollLinks();
   absl::Status TakeCombine(ShardCombine combine);
   absl::Status TakeError(const Outstanding& dispatch, const v1::ExpertCombine& header);
   bool TakeRows(Outstanding& dispatch, CombineFrame& frame);
@@ -113,6 +130,10 @@ class GrpcExpertExchange final : public ExpertExchange {
   BufferPool pool_{limits::kMaxIdleTensorBytes};
   ExchangeInbox inbox_;
   std::vector<std::unique_ptr<ShardConnection>> connections_;
+
+  absl::Mutex announced_mutex_;
+  // Per shard: what its next dispatch will name.
+  std::vector<std::vector<v1::RequestTag>> announced_ ABSL_GUARDED_BY(announced_mutex_);
 
   // Below: the engine's thread only.
   Placement placement_;
@@ -132,6 +153,7 @@ class GrpcExpertExchange final : public ExpertExchange {
   std::vector<TensorBytes> received_;                       // what expert_rows points into
   std::vector<BFloat16> local_output_;
   std::vector<ShardCombine> combines_;
+  std::vector<absl::Span<const uint8_t>> pieces_;  // the rows of the frame being sent
 };
 
 }  // namespace conclave

@@ -1,10 +1,5 @@
 #include "worker/kv_cache.h"
 
-#include <algorithm>
-#include <functional>
-#include <numeric>
-
-#include "common/check.h"
 #include "common/limits.h"
 
 namespace conclave {
@@ -27,29 +22,6 @@ KvCacheLayer KvCache::Layer(int layer) {
   result.k = values_.get() + values_per_array_ * 2 * layer;
   result.v = result.k + values_per_array_;
   return result;
-}
-
-BlockPool::BlockPool(int64_t num_blocks) : num_blocks_(num_blocks), free_(num_blocks) {
-  std::iota(free_.begin(), free_.end(), 0);  // ascending: already a min-heap
-}
-
-bool BlockPool::Allocate(int64_t count, std::vector<int32_t>& block_table) {
-  if (count > num_free()) return false;
-  for (int64_t i = 0; i < count; ++i) {
-    std::pop_heap(free_.begin(), free_.end(), std::greater<>());
-    block_table.push_back(free_.back());
-    free_.pop_back();
-  }
-  return true;
-}
-
-void BlockPool::Free(std::vector<int32_t>& block_table) {
-  for (int32_t block : block_table) {
-    free_.push_back(block);
-    std::push_heap(free_.begin(), free_.end(), std::greater<>());
-  }
-  CHECK_LE(num_free(), num_blocks_) << "a block was freed twice";
-  block_table.clear();
 }
 
 }  // namespace conclave

@@ -2,7 +2,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <vector>
 
 #include "common/bfloat16.h"
 #include "kernels/norm_rope.h"
@@ -23,25 +22,6 @@ class KvCache {
   int64_t num_blocks_;
   int64_t values_per_array_;
   std::unique_ptr<BFloat16[]> values_;  // [num_layers][k, v][num_blocks, kv_heads, block, head_dim]
-};
-
-// Which blocks are free. Blocks are handed out lowest id first, so that a small load touches
-// little memory.
-class BlockPool {
- public:
-  explicit BlockPool(int64_t num_blocks);
-
-  int64_t num_blocks() const { return num_blocks_; }
-  int64_t num_free() const { return static_cast<int64_t>(free_.size()); }
-
-  // Appends `count` blocks to `block_table`; false, and nothing taken, if fewer are free.
-  bool Allocate(int64_t count, std::vector<int32_t>& block_table);
-  // Returns them all and empties the table.
-  void Free(std::vector<int32_t>& block_table);
-
- private:
-  const int64_t num_blocks_;
-  std::vector<int32_t> free_;  // a min-heap
 };
 
 }  // namespace conclave

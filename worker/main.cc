@@ -2,16 +2,38 @@
 
 #include <CLI/CLI.hpp>
 #include <iostream>
+#include <optional>
 #include <string>
+#include <vector>
 
+#include "common/flags.h"
 #include "common/limits.h"
 #include "common/log.h"
+#include "kernels/device.h"
+#include "rpc/address.h"
 #include "worker/worker_process.h"
+
+namespace {
+
+std::vector<conclave::FlagGroup> Groups() {
+  return {{"Model", {"--model"}},
+          {"Network", {"--listen", "--metrics_listen"}},
+          {"Experts", {"--shards", "--local_experts", "--shard_wait_seconds"}},
+          {"Compute", {"--threads", "--cpu_isa"}},
+          {"Load",
+           {"--kv_cache_tokens", "--max_running", "--max_waiting", "--max_step_tokens",
+            "--drain_seconds"}},
+          {"Logs", {"--log_level", "--log_format"}}};
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   conclave::WorkerProcessOptions options;
   std::string log_level = "info";
+  std::string log_format = "text";
   double shard_wait_seconds = absl::ToDoubleSeconds(options.runtime.shard_wait);
+  std::string shared_memory = "auto";
   double drain_seconds = absl::ToDoubleSeconds(options.drain);
   CLI::App app{
       "conclave-worker: runs attention and generates tokens for one Qwen3 checkpoint. Experts of a "
@@ -45,20 +67,40 @@ int main(int argc, char** argv) {
                  "Tokens of one forward pass: the size of a prefill chunk")
       ->check(CLI::Range(1, conclave::limits::kMaxStepTokens))
       ->capture_default_str();
+  app.add_option("--prefix_cache", options.runtime.prefix_cache,
+                 "Keep the KV blocks of finished requests until memory is needed: a prompt that "
+                 "begins with the same tokens skips them; true or false")
+      ->capture_default_str();
   app.add_option("--shard_wait_seconds", shard_wait_seconds,
                  "How long requests wait for a lost expert shard before they fail")
       ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--shared_memory", shared_memory,
+                 "auto: frames to shards of this host go through shared memory; off: all by gRPC")
+      ->check(CLI::IsMember({"auto", "off"}))
       ->capture_default_str();
   app.add_option("--drain_seconds", drain_seconds, "How long SIGTERM lets accepted requests run")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--log_level", log_level, "debug, info, warning or error")->capture_default_str();
-  CLI11_PARSE(app, argc, argv);
+  app.add_option("--log_format", log_format, "text for people, json: one object a line")
+      ->capture_default_str();
+  const auto check = [&]() -> std::vector<absl::Status> {
+    return {
+        conclave::InitLog("worker", log_level, log_format),
+        conclave::ForFlag("--listen", conclave::CheckListenAddress(options.listen)),
+        conclave::ForFlag("--metrics_listen",
+                          conclave::ParseHostPort(options.metrics_listen).status()),
+        conclave::ForFlag("--cpu_isa", conclave::ParseCpuIsa(options.runtime.cpu_isa).status())};
+  };
+  const std::optional<int> end =
+      conclave::ParseFlags(app, "conclave-worker", "CONCLAVE_WORKER", Groups(), check, argc, argv);
+  if (end.has_value()) return *end;
   options.runtime.shard_wait = absl::Seconds(shard_wait_seconds);
   options.drain = absl::Seconds(drain_seconds);
+  options.runtime.shared_memory = shared_memory == "auto";
 
-  absl::Status status = conclave::InitLog("worker", log_level);
-  if (status.ok()) status = conclave::RunWorkerProcess(options);
+  const absl::Status status = conclave::RunWorkerProcess(options);
   if (!status.ok()) {
     std::cerr << "conclave-worker: " << status.message() << std::endl;
     return 1;

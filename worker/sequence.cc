@@ -108,8 +108,17 @@ absl::Status CheckLengths(const v1::TokenRequest& request, const SequenceLimits&
     return errors::PromptTooLong(request.prompt_ids_size(), request.max_tokens(),
                                  limits.max_context);
   }
+  if (request.prefill_only()) {
+    if (request.max_tokens() == 0 && !request.prompt_logprobs() &&
+        request.generated_ids().empty()) {
+      return absl::OkStatus();
+    }
+    return absl::InvalidArgumentError(
+        "prefill_only is set with max_tokens, prompt_logprobs or generated_ids, want none of them");
+  }
   if (request.max_tokens() == 0 && !request.prompt_logprobs()) {
-    return errors::OutOfRange("max_tokens", 0, "at least 1, unless prompt_logprobs is set");
+    return errors::OutOfRange("max_tokens", 0,
+                              "at least 1, unless prompt_logprobs or prefill_only is set");
   }
   if (request.generated_ids_size() > 0 &&
       request.generated_ids_size() >= static_cast<int64_t>(request.max_tokens())) {
@@ -152,6 +161,7 @@ absl::StatusOr<std::unique_ptr<Sequence>> MakeSequence(const v1::TokenRequest& r
   }
   sequence->max_tokens = request.max_tokens();
   sequence->prompt_logprobs_wanted = request.prompt_logprobs();
+  sequence->background = request.prefill_only();
   sequence->tokens.assign(request.prompt_ids().begin(), request.prompt_ids().end());
   sequence->num_prompt = request.prompt_ids_size();
   sequence->tokens.insert(sequence->tokens.end(), request.generated_ids().begin(),

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -12,11 +13,13 @@
 #include "absl/time/time.h"
 #include "kernels/sampling.h"
 #include "proto/conclave/v1/worker.pb.h"
+#include "worker/block_pool.h"
 #include "worker/thinking_automaton.h"
 
 namespace conclave {
 
-// Where a request's events go. Called by the engine's thread; must not block.
+// Where a request's events go. Called by the engine's threads, events by one at a time; must not
+// block.
 class TokenSink {
  public:
   virtual ~TokenSink() = default;
@@ -49,12 +52,20 @@ struct Sequence {
   std::vector<uint32_t> stop_ids;
   int64_t max_tokens = 0;
   bool prompt_logprobs_wanted = false;
+  bool background = false;  // fills the prefix cache while nothing else runs; emits nothing
 
   std::vector<uint32_t> tokens;  // prompt, then everything generated or forced
   int64_t num_prompt = 0;
   int64_t num_emitted = 0;   // of tokens: prompt, and what the sink has heard of
   int64_t num_computed = 0;  // of tokens: those whose KV is in the cache
   std::vector<int32_t> block_table;
+  CachedPrefix prefix;  // blocks of block_table that are in the prefix cache
+
+  // The planner's.
+  int64_t expected_cached = 0;  // of tokens, when it entered the queue
+  int num_overtakes = 0;        // sequences admitted before it while it was the queue's first
+  uint64_t last_turn = 0;       // of all that were given
+  bool preempted = false;       // at any time
 
   ThinkingAutomaton thinking{{}, {}};
   ThinkingSnapshot emitted_thinking;        // as of the last emitted id
@@ -64,6 +75,14 @@ struct Sequence {
   bool started = false;
 
   int64_t num_pending() const { return static_cast<int64_t>(tokens.size()) - num_computed; }
+  // The first of tokens whose row of logits is looked at: what is before it may come out of the
+  // prefix cache. At the latest the last token, which predicts the next one.
+  int64_t first_needed_row() const {
+    if (prompt_logprobs_wanted) return static_cast<int64_t>(prompt_logprobs.size());
+    const auto last = static_cast<int64_t>(tokens.size()) - 1;
+    if (!sampling.logprob) return last;
+    return std::min(last, num_emitted + static_cast<int64_t>(logprobs.size()) - 1);
+  }
   int64_t num_generated() const { return static_cast<int64_t>(tokens.size()) - num_prompt; }
   bool has_penalty() const {
     return sampling.presence_penalty != 0 || sampling.frequency_penalty != 0 ||

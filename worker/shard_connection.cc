@@ -22,28 +22,35 @@ constexpr absl::Duration kLongestPause = absl::Milliseconds(500);
 
 }  // namespace
 
-ShardConnection::ShardConnection(Options options, ExchangeInbox* inbox)
+ShardConnection::ShardConnection(Options options, ExchangeInbox* inbox, BufferPool* pool)
     : options_(std::move(options)),
       inbox_(inbox),
+      pool_(pool),
       channel_(MakeChannel(options_.target, Traffic::kTensors)) {
   view_.reason = absl::UnavailableError("not connected yet");
   thread_ = std::thread([this] { ThreadMain(); });
 }
 
 ShardConnection::~ShardConnection() {
-  std::shared_ptr<DispatchStream> stream;
   {
     absl::MutexLock lock(&mutex_);
     stopping_ = true;
-    stream = stream_;
     if (describing_ != nullptr) describing_->TryCancel();
   }
+  thread_.join();  // no stream or link is opened any more
+  std::shared_ptr<DispatchStream> stream;
+  std::shared_ptr<SharedMemoryCall> link_call;
+  {
+    absl::MutexLock lock(&mutex_);
+    stream = stream_;
+    link_call = link_call_;
+  }
+  if (link_call != nullptr) link_call->Cancel(absl::CancelledError("the worker stops"));
   if (stream != nullptr) stream->Cancel(absl::CancelledError("the worker stops"));
-  thread_.join();
-  // Streams call back until they end.
+  // Calls call back until they end.
   absl::MutexLock lock(&mutex_);
   const auto none_open = [this]()
-                             ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return open_streams_ == 0; };
+                             ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return open_calls_ == 0; };
   mutex_.Await(absl::Condition(&none_open));
 }
 
@@ -62,34 +69,105 @@ bool ShardConnection::Send(uint64_t stream_id, grpc::ByteBuffer frame) {
   return stream->Send(std::move(frame));
 }
 
-void ShardConnection::Reset(uint64_t stream_id, const absl::Status& reason) {
+void ShardConnection::Reset(uint64_t path_id, const absl::Status& reason) {
   std::shared_ptr<DispatchStream> stream;
+  std::shared_ptr<SharedMemoryCall> link_call;
   {
     absl::MutexLock lock(&mutex_);
-    if (!view_.up || view_.stream_id != stream_id) return;
+    if (!view_.HasPath(path_id)) return;
     stream = stream_;
-    SetDown(reason);
+    link_call = SetDown(reason);
   }
   inbox_->NotifyChanged();
   stream->Cancel(reason);
+  if (link_call != nullptr) link_call->Cancel(reason);
+}
+
+void ShardConnection::DropLink(uint64_t link_id, const absl::Status& reason) {
+  std::shared_ptr<SharedMemoryCall> link_call;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (view_.link == nullptr || view_.link_id != link_id) return;
+    LOG_WARNING("shared memory with shard {} is given up for gRPC: {}", options_.target,
+                reason.ToString());
+    view_.link = nullptr;
+    link_wanted_ = false;
+    link_call = std::move(link_call_);
+  }
+  inbox_->NotifyChanged();
+  if (link_call != nullptr) link_call->Cancel(reason);
 }
 
 void ShardConnection::OnStreamEnd(uint64_t stream_id, const absl::Status& reason) {
+  std::shared_ptr<SharedMemoryCall> link_call;
   {
     absl::MutexLock lock(&mutex_);
-    if (view_.up && view_.stream_id == stream_id) SetDown(reason);
+    if (view_.up && view_.stream_id == stream_id) link_call = SetDown(reason);
+  }
+  if (link_call != nullptr) link_call->Cancel(reason);
+  inbox_->NotifyChanged();
+  absl::MutexLock lock(&mutex_);
+  --open_calls_;  // last: the destructor may go on from here
+}
+
+void ShardConnection::OpenLink(uint64_t stream_id) {
+  if (!options_.shared_memory || !inbox_->bell().is_shared()) return;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!view_.HasPath(stream_id)) return;
+    ++open_calls_;
+    link_wanted_ = true;
+  }
+  absl::StatusOr<std::shared_ptr<SharedMemoryCall>> call = SharedMemoryCall::Start(
+      channel_, inbox_->bell(), pool_,
+      {[this, stream_id](std::shared_ptr<FrameLink> link) {
+         OnLinkOpen(stream_id, std::move(link));
+       },
+       [this, stream_id](const absl::Status& reason) { OnLinkEnd(stream_id, reason); }});
+  if (!call.ok()) return OnLinkEnd(stream_id, call.status());
+  {
+    absl::MutexLock lock(&mutex_);
+    if (link_wanted_) {
+      link_call_ = *std::move(call);
+      return;
+    }
+  }
+  (*call)->Cancel(absl::CancelledError("given up while it was opened"));
+}
+
+void ShardConnection::OnLinkOpen(uint64_t stream_id, std::shared_ptr<FrameLink> link) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!link_wanted_ || !view_.HasPath(stream_id)) return;
+    view_.link = std::move(link);
+    view_.link_id = ++last_path_id_;
+  }
+  LOG_INFO("shard {} is reached through shared memory", options_.target);
+  inbox_->NotifyChanged();
+}
+
+void ShardConnection::OnLinkEnd(uint64_t stream_id, const absl::Status& reason) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (view_.HasPath(stream_id) && !stopping_) {
+      LOG_INFO("shard {} is reached over gRPC: {}", options_.target, reason.ToString());
+      view_.link = nullptr;
+    }
   }
   inbox_->NotifyChanged();
   absl::MutexLock lock(&mutex_);
-  --open_streams_;  // last: the destructor may go on from here
+  --open_calls_;  // last: the destructor may go on from here
 }
 
-void ShardConnection::SetDown(const absl::Status& reason) {
+std::shared_ptr<SharedMemoryCall> ShardConnection::SetDown(const absl::Status& reason) {
   if (!stopping_) LOG_WARNING("shard {} is lost: {}", options_.target, reason.ToString());
   view_.up = false;
   view_.reason = reason;
   view_.experts.clear();
+  view_.link = nullptr;
+  link_wanted_ = false;
   stream_ = nullptr;
+  return std::move(link_call_);
 }
 
 void ShardConnection::ThreadMain() {
@@ -168,8 +246,8 @@ void ShardConnection::OpenStream(const v1::ShardDescription& description) {
   {
     absl::MutexLock lock(&mutex_);
     if (stopping_) return;
-    stream_id = ++last_stream_id_;
-    ++open_streams_;
+    stream_id = ++last_path_id_;
+    ++open_calls_;
     view_.up = true;
     view_.stream_id = stream_id;
     view_.placement_epoch = description.placement_epoch();
@@ -185,6 +263,7 @@ void ShardConnection::OpenStream(const v1::ShardDescription& description) {
   }
   LOG_INFO("shard {} serves {} experts", options_.target, description.expert_ids_size());
   inbox_->NotifyChanged();
+  OpenLink(stream_id);
 }
 
 }  // namespace conclave

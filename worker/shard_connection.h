@@ -16,24 +16,36 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "proto/conclave/v1/expert_shard.pb.h"
+#include "rpc/buffer_pool.h"
+#include "rpc/frame_link.h"
 #include "worker/dispatch_stream.h"
 #include "worker/exchange_inbox.h"
+#include "worker/shared_memory_call.h"
 
 namespace conclave {
 
-// What a connection knows about its shard now.
+// What a connection knows about its shard now. Frames go by one of two ways: the gRPC stream, which
+// is there while the shard is up, or the link through shared memory, if there is one.
 struct ShardView {
   bool up = false;
-  uint64_t stream_id = 0;  // of the open stream, while up; no two streams have the same
+  uint64_t stream_id = 0;           // of the stream, while up; no two ways have the same
+  std::shared_ptr<FrameLink> link;  // null: by the stream; used by the engine's thread alone
+  uint64_t link_id = 0;             // while there is a link
   uint64_t placement_epoch = 0;
   std::vector<int> experts;  // while up; rising
   absl::Status reason;       // why it is not up
   bool wrong_model = false;  // that is why
+
+  uint64_t path_id() const { return link != nullptr ? link_id : stream_id; }
+  bool HasPath(uint64_t id) const {
+    return up && (stream_id == id || (link != nullptr && link_id == id));
+  }
 };
 
-// One shard: a channel, what Describe said, and one open stream. A thread asks and opens again,
-// with a growing pause, whenever the stream has ended. Every change of the view is told to the
-// inbox after it happened.
+// One shard: a channel, what Describe said, one open stream, and a link if both are on one host and
+// want it. A thread asks and opens again, with a growing pause, whenever the stream has ended. A
+// link that ends alone is not made again while the stream goes on. Every change of the view is told
+// to the inbox after it happened.
 class ShardConnection {
  public:
   struct Options {
@@ -41,10 +53,12 @@ class ShardConnection {
     std::string target;
     std::string fingerprint;  // of the model a shard must have loaded
     int num_experts = 0;
+    bool shared_memory = true;  // try it
   };
 
-  ShardConnection(Options options, ExchangeInbox* inbox);  // `inbox` is borrowed
-  ~ShardConnection();                                      // ends the stream
+  // Both are borrowed; `pool` is for frames of the link.
+  ShardConnection(Options options, ExchangeInbox* inbox, BufferPool* pool);
+  ~ShardConnection();  // ends stream and link
   ShardConnection(const ShardConnection&) = delete;
   ShardConnection& operator=(const ShardConnection&) = delete;
 
@@ -54,9 +68,12 @@ class ShardConnection {
   // Queues a frame on that stream. False if it is not the open one any more.
   bool Send(uint64_t stream_id, grpc::ByteBuffer frame);
 
-  // Gives the stream up, if it is still the open one: not up from now on, until Describe has been
+  // Gives the shard up, if that is still a way to it: not up from now on, until Describe has been
   // answered again.
-  void Reset(uint64_t stream_id, const absl::Status& reason);
+  void Reset(uint64_t path_id, const absl::Status& reason);
+
+  // Gives the link up, if it is still the one: by the stream from now on.
+  void DropLink(uint64_t link_id, const absl::Status& reason);
 
   std::atomic<uint64_t> rows_sent{0};
   std::atomic<uint64_t> retries{0};  // dispatches of this shard that were sent again, to any
@@ -67,20 +84,29 @@ class ShardConnection {
   absl::Status Check(const v1::ShardDescription& description) const;
   void OpenStream(const v1::ShardDescription& description);
   void OnStreamEnd(uint64_t stream_id, const absl::Status& reason);
-  void SetDown(const absl::Status& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void OpenLink(uint64_t stream_id);
+  void OnLinkOpen(uint64_t stream_id, std::shared_ptr<FrameLink> link);
+  void OnLinkEnd(uint64_t stream_id, const absl::Status& reason);
+  // Returns the link's call, to be cancelled without the lock; may be null.
+  std::shared_ptr<SharedMemoryCall> SetDown(const absl::Status& reason)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool DownOrStopping() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return stopping_ || !view_.up;
   }
 
   const Options options_;
   ExchangeInbox* const inbox_;
+  BufferPool* const pool_;
   const std::shared_ptr<grpc::Channel> channel_;
 
   mutable absl::Mutex mutex_;
   ShardView view_ ABSL_GUARDED_BY(mutex_);
-  std::shared_ptr<DispatchStream> stream_ ABSL_GUARDED_BY(mutex_);  // null unless up
-  int open_streams_ ABSL_GUARDED_BY(mutex_) = 0;  // those whose on_end is still to come
-  uint64_t last_stream_id_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::shared_ptr<DispatchStream> stream_ ABSL_GUARDED_BY(mutex_);       // null unless up
+  std::shared_ptr<SharedMemoryCall> link_call_ ABSL_GUARDED_BY(mutex_);  // may have ended
+  // False once the link that was opened last is no longer of use, even if its call is to come.
+  bool link_wanted_ ABSL_GUARDED_BY(mutex_) = false;
+  int open_calls_ ABSL_GUARDED_BY(mutex_) = 0;  // those whose on_end is still to come
+  uint64_t last_path_id_ ABSL_GUARDED_BY(mutex_) = 0;
   grpc::ClientContext* describing_ ABSL_GUARDED_BY(mutex_) = nullptr;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread thread_;

@@ -2,8 +2,12 @@
 
 #include <utility>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/limits.h"
+#include "common/log.h"
+#include "common/trace_context.h"
 #include "rpc/grpc_status.h"
 
 namespace conclave {
@@ -24,12 +28,28 @@ class TokenStream::Reactor final : public grpc::ServerWriteReactor<v1::TokenEven
 };
 
 std::pair<std::shared_ptr<TokenStream>, grpc::ServerWriteReactor<v1::TokenEvent>*>
-TokenStream::Create() {
+TokenStream::Create(v1::RequestTag tag) {
   auto stream = std::make_shared<TokenStream>();
   auto* reactor = new Reactor(stream);
   absl::MutexLock lock(&stream->mutex_);
   stream->reactor_ = reactor;
+  stream->tag_ = std::move(tag);
   return {stream, reactor};
+}
+
+void TokenStream::Open(bool accepted) {
+  Reactor* reactor = nullptr;
+  {
+    absl::MutexLock lock(&mutex_);
+    reactor = reactor_;  // Finish was not called, so gRPC keeps it
+  }
+  // Before any write: events may be there already, and wait for opened_.
+  if (accepted) reactor->StartSendInitialMetadata();
+  {
+    absl::MutexLock lock(&mutex_);
+    opened_ = true;
+  }
+  Advance();
 }
 
 void TokenStream::OnEvent(v1::TokenEvent event) {
@@ -38,6 +58,7 @@ void TokenStream::OnEvent(v1::TokenEvent event) {
     CHECK(!done_) << "an event after the last";
     if (cancelled_) return;
     unsent_ids_ += event.ids_size();
+    num_ids_ += event.ids_size();
     unsent_.push_back(std::move(event));
   }
   Advance();
@@ -48,6 +69,11 @@ void TokenStream::OnDone(const absl::Status& status) {
     absl::MutexLock lock(&mutex_);
     done_ = true;
     status_ = status;
+    LogEvent("request finished",
+             {{"request_id", tag_.request_id()},
+              {"trace_id", TraceId(tag_.traceparent())},
+              {"outcome", absl::AsciiStrToLower(absl::StatusCodeToString(status.code()))},
+              {"tokens", absl::StrCat(num_ids_)}});
   }
   Advance();
 }
@@ -93,7 +119,7 @@ void TokenStream::Advance() {
   grpc::Status status;
   {
     absl::MutexLock lock(&mutex_);
-    if (writing_ || finished_ || reactor_ == nullptr) return;
+    if (!opened_ || writing_ || finished_ || reactor_ == nullptr) return;
     if (!unsent_.empty()) {
       writing_ = true;
       event = &unsent_.front();  // stays in place while others are pushed behind it

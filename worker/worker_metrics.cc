@@ -27,6 +27,12 @@ const char* Name(ThinkingEndedBy reason) {
 WorkerMetrics::WorkerMetrics(Metrics& metrics)
     : prompt_tokens(metrics.Counter("conclave_worker_prompt_tokens_total",
                                     "Prompt tokens of finished prefills, recomputed ones once.")),
+      cached_prompt_tokens(
+          metrics.Counter("conclave_worker_cached_prompt_tokens_total",
+                          "Prompt tokens found in the prefix cache when a request began.")),
+      background_tokens(metrics.Counter(
+          "conclave_worker_background_prefill_tokens_total",
+          "Tokens computed into the prefix cache for no request, while there was none.")),
       generated_tokens(metrics.Counter("conclave_worker_generated_tokens_total",
                                        "Tokens generated, forced ones among them.")),
       thinking_tokens(metrics.Counter("conclave_worker_thinking_tokens_total",
@@ -38,8 +44,18 @@ WorkerMetrics::WorkerMetrics(Metrics& metrics)
       steps(metrics.Counter("conclave_worker_steps_total", "Forward passes.")),
       running(metrics.Gauge("conclave_worker_running_sequences", "Sequences that hold KV blocks.")),
       waiting(metrics.Gauge("conclave_worker_waiting_sequences", "Sequences in the queue.")),
-      kv_blocks_used(metrics.Gauge("conclave_worker_kv_blocks_used", "KV blocks in use.")),
+      kv_blocks_used(
+          metrics.Gauge("conclave_worker_kv_blocks_used", "KV blocks that sequences use.")),
       kv_blocks_total(metrics.Gauge("conclave_worker_kv_blocks", "KV blocks there are.")),
+      kv_blocks_cached(metrics.Gauge("conclave_worker_kv_blocks_cached",
+                                     "KV blocks that only the prefix cache holds.")),
+      prefix_cache_queried(
+          metrics.Counter("conclave_worker_prefix_cache_queried_blocks_total",
+                          "Full KV blocks of new requests, looked up in the prefix cache.")),
+      prefix_cache_hit(metrics.Counter("conclave_worker_prefix_cache_hit_blocks_total",
+                                       "Of the blocks queried, those that were there.")),
+      prefix_cache_evicted(metrics.Counter("conclave_worker_prefix_cache_evicted_blocks_total",
+                                           "Cached KV blocks that were given to something else.")),
       queue_wait_seconds(metrics.Histogram("conclave_worker_queue_wait_seconds",
                                            "Time from arrival to the first step.",
                                            LatencyBuckets())),

@@ -11,6 +11,8 @@ class WorkerMetrics {
   explicit WorkerMetrics(Metrics& metrics);
 
   prometheus::Counter& prompt_tokens;
+  prometheus::Counter& cached_prompt_tokens;
+  prometheus::Counter& background_tokens;
   prometheus::Counter& generated_tokens;
   prometheus::Counter& thinking_tokens;
   prometheus::Counter& forced_tokens;
@@ -20,6 +22,10 @@ class WorkerMetrics {
   prometheus::Gauge& waiting;
   prometheus::Gauge& kv_blocks_used;
   prometheus::Gauge& kv_blocks_total;
+  prometheus::Gauge& kv_blocks_cached;
+  prometheus::Counter& prefix_cache_queried;
+  prometheus::Counter& prefix_cache_hit;
+  prometheus::Counter& prefix_cache_evicted;
   prometheus::Histogram& queue_wait_seconds;
   prometheus::Histogram& decode_step_seconds;   // steps without any prompt token
   prometheus::Histogram& prefill_step_seconds;  // the others

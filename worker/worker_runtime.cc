@@ -125,6 +125,7 @@ absl::Status WorkerRuntime::LoadExperts(Metrics& metrics,
   exchange.fingerprint = model_.fingerprint();
   exchange.config = config_;
   exchange.shard_wait = options_.shard_wait;
+  exchange.shared_memory = options_.shared_memory;
   experts_ = std::make_unique<GrpcExpertExchange>(std::move(exchange), std::move(local), &metrics);
   return absl::OkStatus();
 }
@@ -154,6 +155,7 @@ absl::Status WorkerRuntime::Load(Metrics& metrics,
   engine.max_running = options_.max_running;
   engine.max_waiting = options_.max_waiting;
   engine.max_step_tokens = options_.max_step_tokens;
+  engine.prefix_cache = options_.prefix_cache;
   engine.token_bytes = [this](uint32_t id) {
     return vocabulary_.has_value() ? vocabulary_->Bytes(id) : absl::string_view();
   };

@@ -37,7 +37,9 @@ struct WorkerRuntimeOptions {
   int max_running = limits::kDefaultMaxRunningSequences;
   int max_waiting = limits::kDefaultMaxWaitingSequences;
   int max_step_tokens = limits::kDefaultMaxStepTokens;
+  bool prefix_cache = true;
   absl::Duration shard_wait = limits::kDefaultShardWait;
+  bool shared_memory = true;  // with shards of this host that agree
 };
 
 // Everything of a worker but its gRPC door: the loaded model, its experts and the engine, built

@@ -4,7 +4,9 @@
 
 #include "absl/time/clock.h"
 #include "common/errors.h"
+#include "common/limits.h"
 #include "common/status_macros.h"
+#include "common/trace_context.h"
 #include "rpc/grpc_status.h"
 #include "worker/token_stream.h"
 
@@ -64,6 +66,7 @@ grpc::ServerUnaryReactor* WorkerService::Describe(grpc::CallbackServerContext* c
     response->set_kv_blocks_used(static_cast<uint64_t>(load.kv_blocks_used));
     response->set_kv_blocks_total(static_cast<uint64_t>(engine->options().num_kv_blocks));
     response->set_max_context(static_cast<uint32_t>(engine->options().limits.max_context));
+    response->set_prefix_cache(engine->options().prefix_cache);
     response->set_tokens_per_second(load.tokens_per_second);
   }
   if (experts != nullptr) {
@@ -77,14 +80,22 @@ grpc::ServerUnaryReactor* WorkerService::Describe(grpc::CallbackServerContext* c
 grpc::ServerWriteReactor<v1::TokenEvent>* WorkerService::Generate(
     grpc::CallbackServerContext* context, const v1::TokenRequest* request) {
   const absl::StatusOr<Engine*> engine = LoadedEngine();
-  auto [stream, reactor] = TokenStream::Create();
-  if (!engine.ok()) {
-    stream->OnDone(engine.status());
-    return reactor;
+  v1::RequestTag tag;
+  tag.set_request_id(request->request_id().substr(0, limits::kMaxRequestIdBytes));
+  const auto traceparent = context->client_metadata().find(kTraceparent);
+  if (traceparent != context->client_metadata().end()) {
+    tag.set_traceparent(ValidTraceparent({traceparent->second.data(), traceparent->second.size()}));
   }
-  const absl::Status accepted =
-      (*engine)->Submit(*request, absl::FromChrono(context->deadline()), stream);
+  auto [stream, reactor] = TokenStream::Create(tag);
+  absl::Status accepted = engine.status();
+  if (accepted.ok()) {
+    accepted = (*engine)->Submit(*request, absl::FromChrono(context->deadline()), stream);
+  }
   if (!accepted.ok()) stream->OnDone(accepted);
+  stream->Open(accepted.ok());
+  if (!accepted.ok()) return reactor;
+  absl::MutexLock lock(&mutex_);
+  if (experts_ != nullptr) experts_->Announce(tag);
   return reactor;
 }
 

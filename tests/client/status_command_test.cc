@@ -41,6 +41,7 @@ v1::ClusterStatus Cluster() {
   for (const uint32_t id : {0, 1, 2, 5, 7, 8}) shard->add_expert_ids(id);
   shard->set_rows_sent(99);
   shard->set_retries(1);
+  shard->set_transport("shared_memory");
   auto* lost = cluster.add_workers();
   lost->set_target("127.0.0.1:22222");
   lost->set_error("connection refused");
@@ -66,7 +67,8 @@ TEST(FormatClusterTest, GivesEachProcessALine) {
             "router   127.0.0.1:9      serving    2 in flight, 0 waiting, up 61 s\n"
             "worker   127.0.0.1:1      ready      3 running, 4 waiting, 7 of 100 KV blocks, 12.3 "
             "tokens/s\n"
-            "  shard  127.0.0.1:3      up         experts 0-2,5,7-8, 99 rows sent, 1 retries\n"
+            "  shard  127.0.0.1:3      up         experts 0-2,5,7-8, 99 rows sent, 1 retries, by "
+            "shared_memory\n"
             "worker   127.0.0.1:22222  down       connection refused\n"
             "worker   127.0.0.1:4      not ready  loading weights\n");
 }
@@ -107,6 +109,7 @@ TEST_F(RunStatusTest, PrintsOneObject) {
   EXPECT_EQ(json["model"]["name"], "demo");
   EXPECT_EQ(json["router"]["inflight"], 2);
   ASSERT_EQ(json["workers"].size(), 3u);
+  EXPECT_EQ(json["workers"][0]["shards"][0]["transport"], "shared_memory");
   EXPECT_EQ(json["workers"][0]["shards"][0]["expert_ids"], nlohmann::json({0, 1, 2, 5, 7, 8}));
   EXPECT_EQ(json["workers"][1]["error"], "connection refused");
 }

@@ -39,6 +39,7 @@ TEST(PlanProcessesTest, TiersComeBottomUpWithTheirFlags) {
   options.workers = 2;
   options.shards = 2;
   options.threads = 4;
+  options.shared_memory = "off";
   options.host = "0.0.0.0";
   options.grpc_port = 1234;
   options.http_port = 1235;
@@ -57,10 +58,12 @@ TEST(PlanProcessesTest, TiersComeBottomUpWithTheirFlags) {
   EXPECT_EQ(Flag(shard, "--shard_index"), "1");
   EXPECT_EQ(Flag(shard, "--num_shards"), "2");
   EXPECT_EQ(Flag(shard, "--threads"), "2");
+  EXPECT_EQ(Flag(shard, "--shared_memory"), "off");
   ASSERT_EQ(tiers[1].processes.size(), 2u);
   const ProcessSpec& worker = tiers[1].processes[0];
   EXPECT_EQ(worker.argv[0], "/bin/conclave-worker");
   EXPECT_EQ(Flag(worker, "--threads"), "2");
+  EXPECT_EQ(Flag(worker, "--shared_memory"), "off");
   EXPECT_EQ(Flag(worker, "--kv_cache_tokens"), "4096");
   EXPECT_EQ(worker.host, "127.0.0.1");
   EXPECT_EQ(worker.http_flag, "--metrics_listen");
@@ -82,6 +85,17 @@ TEST(PlanProcessesTest, WithoutShardsWorkersHoldTheExperts) {
     ASSERT_EQ(tiers.size(), 2u);
     EXPECT_EQ(tiers[0].targets_flag, "");
     EXPECT_EQ(Flag(tiers[0].processes[0], "--kv_cache_tokens"), "") << "left to the worker";
+  }
+}
+
+TEST(PlanProcessesTest, SwitchesOffWhatIsOnByDefault) {
+  UpOptions options;
+  for (const bool on : {true, false}) {
+    options.prefix_cache = options.prefill_ahead = on;
+    ASSERT_OK_AND_ASSIGN(const std::vector<ProcessTier> tiers,
+                         PlanProcesses(options, TinyMoeConfig()));
+    EXPECT_EQ(Flag(tiers[0].processes[0], "--prefix_cache"), on ? "" : "false");
+    EXPECT_EQ(Flag(tiers[1].processes[0], "--prefill_ahead"), on ? "" : "false");
   }
 }
 

@@ -1,9 +1,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <functional>
+#include <nlohmann/json.hpp>
 #include <thread>
 
+#include "absl/strings/str_split.h"
 #include "common/bfloat16.h"
 #include "common/bounded_queue.h"
 #include "common/errors.h"
@@ -77,6 +81,45 @@ TEST(ErrorsTest, SayWhatValueAndAllowed) {
 TEST(LogTest, UnknownLevelIsAnError) {
   EXPECT_THAT(InitLog("test", "loud"),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("\"loud\"")));
+  EXPECT_THAT(InitLog("test", "info", "xml"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("\"xml\"")));
+}
+
+// What is written on standard error until the test reads it.
+std::string Logged(const char* format, const std::function<void()>& act) {
+  testing::internal::CaptureStderr();
+  EXPECT_OK(InitLog("test", "info", format));
+  act();
+  spdlog::default_logger()->flush();
+  return testing::internal::GetCapturedStderr();
+}
+
+TEST(LogTest, JsonIsOneObjectALine) {
+  const std::string lines = Logged("json", [] {
+    LOG_INFO("a \"quoted\" {}", "line\nbreak \xff");
+    LogEvent("request finished", {{"request_id", "r{}\"1"}, {"trace_id", ""}, {"n", "3"}});
+    LOG_DEBUG("below the level");
+  });
+  std::vector<nlohmann::json> found;
+  for (const absl::string_view line : absl::StrSplit(lines, '\n', absl::SkipEmpty())) {
+    found.push_back(nlohmann::json::parse(line));
+  }
+  ASSERT_EQ(found.size(), 2u) << lines;
+  EXPECT_EQ(found[0]["message"], "a \"quoted\" line\nbreak \xef\xbf\xbd");
+  EXPECT_EQ(found[0]["level"], "info");
+  EXPECT_EQ(found[0]["process"], "test");
+  EXPECT_EQ(found[1]["message"], "request finished");
+  EXPECT_EQ(found[1]["request_id"], "r{}\"1");
+  EXPECT_EQ(found[1]["n"], "3");
+  EXPECT_FALSE(found[1].contains("trace_id"));
+}
+
+TEST(LogTest, TextIsOneLineAnEvent) {
+  const std::string lines = Logged("text", [] {
+    LogEvent("request finished", {{"request_id", "r{}1"}, {"trace_id", ""}, {"why", "a\nb"}});
+  });
+  EXPECT_THAT(lines, HasSubstr(" test request finished request_id=r{}1 why=\"a\\nb\"\n"));
+  EXPECT_EQ(std::count(lines.begin(), lines.end(), '\n'), 1);
 }
 
 }  // namespace

@@ -38,5 +38,19 @@ TEST(ThreadPoolTest, ManyShortLoopsFromTwoCallers) {
   EXPECT_EQ(sum.load(), 2 * 2000 * 8);
 }
 
+// More threads than cores and than ranges: most come too late for a loop, and some in the middle of
+// one that follows.
+TEST(ThreadPoolTest, ThreadsThatComeLateDoNoHarm) {
+  ThreadPool pool(16);
+  for (int64_t round = 0; round < 3000; ++round) {
+    const int64_t count = 2 + round % 7;
+    std::vector<int64_t> squares(count);  // goes out of scope with its loop
+    pool.ParallelFor(count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) squares[i] = i * i + round;
+    });
+    for (int64_t i = 0; i < count; ++i) ASSERT_EQ(squares[i], i * i + round);
+  }
+}
+
 }  // namespace
 }  // namespace conclave

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 import unittest
 import urllib.request
 
@@ -40,6 +41,16 @@ class ClusterTest(IntegrationTest):
     def up(self, workers, shards, *arguments):
         return self.start_cluster(self.model, "--workers", workers, "--shards", shards, *COMMON,
                                   *arguments).wait_ready()
+
+    def wait_for_transport(self, cluster, transport):
+        """Until every worker reaches every shard so; they agree on memory just after the start."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while True:
+            status = cluster.ask("status", "--wait", DEADLINE_SECONDS)
+            used = {shard["transport"] for worker in status["workers"] for shard in worker["shards"]}
+            if used == {transport}:
+                return
+            self.assertLess(time.monotonic(), deadline, used)
 
     def answers(self, cluster, tokens=24):
         return [cluster.ask("generate", prompt, *greedy_flags(tokens))["ids"] for prompt in PROMPTS]
@@ -82,11 +93,15 @@ class ClusterTest(IntegrationTest):
                 held = [expert for shard in worker["shards"] for expert in shard["expert_ids"]]
                 if shards:
                     self.assertEqual(sorted(held), list(range(8)))
+                    self.wait_for_transport(cluster, "shared_memory")
             seen[workers, shards] = self.answers(cluster)
             self.assertEqual([len(ids) for ids in seen[workers, shards]], [24] * len(PROMPTS))
             self.assertEqual(cluster.stop(), 0, cluster.program.errors)
         self.assertEqual(seen[1, 0], seen[1, 1])
         self.assertEqual(seen[1, 0], seen[2, 3])
+        by_grpc = self.up(1, 2, "--shared_memory", "off")
+        self.wait_for_transport(by_grpc, "grpc")
+        self.assertEqual(seen[1, 0], self.answers(by_grpc))
 
     def test_a_batch_gives_what_each_request_gives_alone(self):
         cluster = self.up(1, 2)
@@ -158,14 +173,17 @@ class ClusterTest(IntegrationTest):
 
     def test_a_killed_shard_is_waited_for(self):
         cluster = self.up(1, 2)
+        self.wait_for_transport(cluster, "shared_memory")
         wanted = self.generate_whole(cluster)
         generation = self.start_generation(cluster)
         os.kill(cluster.processes["shard-1"]["pid"], signal.SIGKILL)
         cluster.program.wait_for("^shard-1 is ready again")
         self.assertEqual(self.finish_generation(generation), wanted)
+        self.wait_for_transport(cluster, "shared_memory")
 
     def test_a_killed_workers_requests_go_on_at_another(self):
         cluster = self.up(2, 2)
+        self.wait_for_transport(cluster, "shared_memory")
         wanted = self.generate_whole(cluster)
         generation = self.start_generation(cluster)
         busy = [worker["target"] for worker in cluster.ask("status")["workers"]

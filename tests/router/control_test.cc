@@ -97,14 +97,17 @@ TEST_F(ControlTest, BeforeTheFirstToken) {
   EXPECT_EQ(transcript.content, "hello");
 }
 
+bool Waits(TestRouter& router) {
+  return Eventually([&] { return router.Metric("conclave_router_waiting") == 1; });
+}
+
 TEST_F(ControlTest, WhileItWaitsForAWorker) {
   worker_.SetDescription([](v1::WorkerDescription& d) { d.set_ready(false); });
   TestRouterOptions options;
   options.pool.targets = {worker_.target()};
   TestRouter router({}, options);
   auto call = StartChat(router, Chat());
-  v1::ChatEvent event;
-  ASSERT_TRUE(call->Read(&event));  // started: its id is known
+  ASSERT_TRUE(Waits(router));
   EXPECT_OK(SendControl(router, SetBudget(4)));
   EXPECT_OK(SendControl(router, FinishThinking()));
   EXPECT_OK(SendControl(router, SetBudget(2)));
@@ -124,8 +127,7 @@ TEST_F(ControlTest, AThinkingModelCanBeStoppedBeforeItBegins) {
   options.pool.targets = {worker_.target()};
   TestRouter router({}, options);
   auto call = StartChat(router, Chat());
-  v1::ChatEvent event;
-  ASSERT_TRUE(call->Read(&event));
+  ASSERT_TRUE(Waits(router));
   EXPECT_OK(SendControl(router, FinishThinking()));
   worker_.SetDescription([](v1::WorkerDescription& d) { d.set_ready(true); });
   const Transcript transcript = ReadAll(*call);
@@ -139,8 +141,7 @@ TEST_F(ControlTest, CancelWhileItWaitsForAWorker) {
   options.pool.targets = {"127.0.0.1:1"};
   TestRouter router({}, options);
   auto call = StartChat(router, Chat());
-  v1::ChatEvent event;
-  ASSERT_TRUE(call->Read(&event));
+  ASSERT_TRUE(Waits(router));
   EXPECT_OK(SendControl(router, CancelIt()));
   const Transcript transcript = ReadAll(*call);
   ASSERT_OK(transcript.status);

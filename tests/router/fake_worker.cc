@@ -108,6 +108,7 @@ FakeWorker::FakeWorker() : next_(ThinkThenAnswer("hmm", "\n\nhello")) {
   *description_.mutable_model() = TestModel().Info();
   description_.mutable_model()->set_fingerprint("f00d");
   description_.set_ready(true);
+  description_.set_prefix_cache(true);
   description_.set_max_context(kTestContext);
   Start();
 }
@@ -229,11 +230,13 @@ grpc::Status FakeWorker::Generate(grpc::ServerContext* context, const v1::TokenR
     absl::MutexLock lock(&mutex_);
     requests_.push_back(*request);
     if (!refusal_.ok()) return ToGrpcStatus(refusal_);
+    if (request->prefill_only()) return grpc::Status::OK;
     auto automaton = std::make_unique<ThinkingAutomaton>(MakeAutomaton(*request));
     if (!running_.emplace(request->request_id(), Running{std::move(automaton)}).second) {
       return ToGrpcStatus(absl::AlreadyExistsError("request_id is in flight"));
     }
   }
+  writer->SendInitialMetadata();  // accepted
   const grpc::Status status = Run(*context, *request, *writer);
   absl::MutexLock lock(&mutex_);
   running_.erase(request->request_id());

@@ -7,6 +7,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_split.h"
+#include "common/errors.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "tests/router/test_http.h"
@@ -238,6 +239,25 @@ TEST_F(HttpGatewayTest, NotEveryChoiceFits) {
   const RawResponse response =
       router.Post("/v1/chat/completions", ChatBody({{"n", 3}, {"stream", true}}));
   EXPECT_EQ(response.status, 429) << "none is streamed unless all are";
+  EXPECT_TRUE(router.WaitForIdle());
+}
+
+TEST_F(HttpGatewayTest, FullWorkersAreAStatusAlsoForAStream) {
+  FakeWorker second;
+  worker_.RefuseWith(errors::Overloaded("worker queue", 4352));
+  second.RefuseWith(errors::Overloaded("worker queue", 4352));
+  HttpRouter router({&worker_, &second});
+  for (const bool stream : {false, true}) {
+    for (const int n : {1, 2}) {
+      const RawResponse response =
+          router.Post("/v1/chat/completions", ChatBody({{"stream", stream}, {"n", n}}));
+      EXPECT_EQ(response.status, 429) << stream << n;
+      EXPECT_EQ(response.headers.at("retry-after"), "1");
+      EXPECT_THAT(ErrorMessage(response), HasSubstr("worker queue"));
+    }
+  }
+  const RawResponse response = router.Post("/v1/completions", {{"prompt", "a"}, {"stream", true}});
+  EXPECT_EQ(response.status, 429);
   EXPECT_TRUE(router.WaitForIdle());
 }
 

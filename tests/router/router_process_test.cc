@@ -5,6 +5,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -126,25 +128,47 @@ TEST(RouterProcess, ServesUntilItIsTold) {
 }
 
 TEST(RouterProcess, ErrorsAtTheStartAreOneLine) {
-  const auto expect_error = [](const std::vector<std::string>& flags, const std::string& words) {
+  const auto expect_error = [](const std::vector<std::string>& flags, const std::string& words,
+                               int code = 1) {
     Process process(flags);
     EXPECT_EQ(process.ReadLine(), "") << words;
-    EXPECT_EQ(process.Wait(), 1) << words;
+    EXPECT_EQ(process.Wait(), code) << words;
     EXPECT_THAT(process.Stderr(), HasSubstr(words));
   };
   expect_error({"--model", "/nonexistent", "--workers", "a:1", "--listen", "127.0.0.1:0"},
                "/nonexistent");
   expect_error({"--model", TestModelDir(), "--workers", "a:1", "--chat_template", "llama"},
                "chat_template is \"llama\"");
-  expect_error({"--model", TestModelDir(), "--workers", "a:1,a:1"}, "names a:1 twice");
+  expect_error({"--model", TestModelDir(), "--workers", "a:1,a:1"}, "names a:1 twice", 2);
   expect_error({"--model", TestModelDir(), "--workers", "a:1", "--http_listen", "nonsense"},
-               "nonsense");
+               "nonsense", 2);
   FakeWorker other;
   expect_error({"--model", TestModelDir(), "--workers", "a:1", "--listen", other.target()},
                other.target());
   expect_error({"--model", TestModelDir(), "--workers", "a:1", "--listen", "127.0.0.1:0",
                 "--http_listen", other.target()},
                absl::StrCat("cannot listen for HTTP on ", other.target()));
+}
+
+TEST(RouterProcess, OneErrorListsAllThatIsWrong) {
+  setenv("CONCLAVE_ROUTER_MAX_INFLIHGT", "3", 1);
+  setenv("CONCLAVE_ROUTER_HTTP_THREADS", "1000", 1);
+  const TempDir dir;
+  const std::string config = dir.File("router.toml");
+  FILE* file = fopen(config.c_str(), "w");
+  fputs("drain_seconds = -1\nmodle = \"/m\"\n", file);
+  fclose(file);
+  Process process({"--workers", "a:1,a:1", "--listen", "nonsense", "--config", config});
+  unsetenv("CONCLAVE_ROUTER_MAX_INFLIHGT");
+  unsetenv("CONCLAVE_ROUTER_HTTP_THREADS");
+  EXPECT_EQ(process.Wait(), 2);
+  const std::string said = process.Stderr();
+  for (const char* wrong : {"CONCLAVE_ROUTER_MAX_INFLIHGT is set", "--http_threads: Value 1000",
+                            "--drain_seconds: Value -1", "sets modle", "--model is required",
+                            "names a:1 twice", "--listen: address is \"nonsense\""}) {
+    EXPECT_THAT(said, HasSubstr(wrong));
+  }
+  EXPECT_EQ(std::count(said.begin(), said.end(), '\n'), 1) << said;
 }
 
 TEST(RouterProcess, FlagsAreChecked) {

@@ -15,6 +15,7 @@
 namespace conclave {
 
 TestRouterOptions::TestRouterOptions() {
+  engine.prefill_ahead = false;  // workers get what the test sends and no more
   pool.poll_interval = absl::Milliseconds(5);
   pool.describe_deadline = absl::Seconds(2);
   pool.min_rest = absl::Milliseconds(5);

@@ -1,6 +1,7 @@
 #include "router/worker_pool.h"
 
 #include <memory>
+#include <numeric>
 
 #include "absl/strings/match.h"
 #include "absl/synchronization/notification.h"
@@ -27,6 +28,8 @@ class WorkerPoolTest : public testing::Test {
     return Eventually([&] { return absl::StrContains(pool_->Snapshot()[worker].error(), words); });
   }
 
+  std::string registry_text() const { return metrics_.Text(); }
+
   Metrics metrics_;
   RouterMetrics router_metrics_{&metrics_};
   FakeWorker first_, second_;
@@ -49,6 +52,82 @@ TEST_F(WorkerPoolTest, HandsOutTheLeastLoadedWorker) {
   EXPECT_EQ(pool_->Snapshot()[1].inflight(), 4u);
   leases.clear();
   EXPECT_EQ(pool_->Snapshot()[1].inflight(), 0u);
+}
+
+PrefixKeys Prompt(size_t length, uint32_t first = 0) {
+  std::vector<uint32_t> ids(length);
+  std::iota(ids.begin(), ids.end(), first);
+  return PrefixMap::KeysOf(ids);
+}
+
+TEST_F(WorkerPoolTest, AConversationGoesWhereItsBlocksAre) {
+  MakePool({&first_, &second_});
+  ASSERT_TRUE(WaitForUp(0) && WaitForUp(1));
+  const int home = pool_->Acquire({"", {}, Prompt(1000)})->worker();
+  const int other = pool_->Acquire({"", {}, Prompt(1000, 5000)})->worker();
+  EXPECT_NE(home, other);
+  // However turns would have it, each goes on where it was.
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(pool_->Acquire({"", {}, Prompt(1100)})->worker(), home);
+    EXPECT_EQ(pool_->Acquire({"", {}, Prompt(1200)})->worker(), home);
+    EXPECT_EQ(pool_->Acquire({"", {}, Prompt(1100, 5000)})->worker(), other);
+  }
+  // One that refused it is not asked, whatever it has.
+  EXPECT_EQ(pool_->Acquire({"", {home}, Prompt(1000)})->worker(), other);
+  EXPECT_THAT(registry_text(), HasSubstr("prefix_routes_total{route=\"cached\"} 9"));
+  EXPECT_THAT(registry_text(), HasSubstr("prefix_routes_total{route=\"balanced\"} 1"));
+  EXPECT_THAT(registry_text(), HasSubstr("prefix_routes_total{route=\"unknown\"} 2"));
+}
+
+TEST_F(WorkerPoolTest, CachedTokensAreWeighedAgainstLoad) {
+  MakePool({&first_, &second_});
+  ASSERT_TRUE(WaitForUp(0) && WaitForUp(1));
+  const int home = pool_->Acquire({"", {}, Prompt(1000)})->worker();
+  // 960 tokens are known there: at 256 for a request, worth three requests more and not four.
+  std::vector<std::unique_ptr<WorkerLease>> leases;
+  for (int i = 0; i < 4; ++i) {
+    leases.push_back(pool_->Acquire({"", {}, Prompt(1000)}));
+    EXPECT_EQ(leases.back()->worker(), home) << i;
+  }
+  leases.push_back(pool_->Acquire({"", {}, Prompt(1000)}));
+  EXPECT_NE(leases.back()->worker(), home);
+  // Now both have it.
+  leases.push_back(pool_->Acquire({"", {}, Prompt(1000)}));
+  EXPECT_NE(leases.back()->worker(), home);
+}
+
+TEST_F(WorkerPoolTest, ARequestThatIsOverIsNoLoad) {
+  MakePool({&first_, &second_});
+  ASSERT_TRUE(WaitForUp(0) && WaitForUp(1));
+  const auto lease = pool_->Acquire({"", {}, Prompt(1000)});
+  const int home = lease->worker();
+  EXPECT_EQ(pool_->AcquireIdle(home, {}), nullptr);
+  lease->ReportSuccess();
+  lease->ReportSuccess();
+  EXPECT_EQ(pool_->Snapshot()[home].inflight(), 0u);
+  const auto idle = pool_->AcquireIdle(home, {});
+  ASSERT_NE(idle, nullptr);
+  EXPECT_EQ(pool_->Snapshot()[home].inflight(), 0u) << "background work is none either";
+}
+
+TEST_F(WorkerPoolTest, AWorkerThatWasLostHasNoBlocks) {
+  MakePool({&first_, &second_});
+  ASSERT_TRUE(WaitForUp(0) && WaitForUp(1));
+  const auto busy = pool_->Acquire({"", {1}});
+  auto lease = pool_->Acquire({"", {1}, Prompt(1000)});
+  EXPECT_EQ(lease->worker(), 0);
+  lease->ReportFailure(absl::UnavailableError("broke"));
+  lease.reset();
+  ASSERT_TRUE(WaitForUp(0));
+  EXPECT_EQ(pool_->Acquire({"", {}, Prompt(1000)})->worker(), 1) << "the idle one";
+}
+
+TEST_F(WorkerPoolTest, AWorkerWithoutAPrefixCacheIsNoHome) {
+  first_.SetDescription([](v1::WorkerDescription& d) { d.set_prefix_cache(false); });
+  MakePool({&first_, &second_});
+  ASSERT_TRUE(WaitForUp(0) && WaitForUp(1));
+  const auto lease = pool_->Acquire({"", {1}, Prompt(1000)});
+  EXPECT_EQ(pool_->Acquire({"", {}, Prompt(1000)})->worker(), 1);
 }
 
 TEST_F(WorkerPoolTest, SkipsWorkersThatCannotBeUsed) {
@@ -77,11 +156,15 @@ TEST_F(WorkerPoolTest, WorkersOfOneCheckpointStayTogether) {
     d.mutable_model()->set_fingerprint("beef");
   });
   ASSERT_TRUE(WaitForError(1, "fingerprint is beef, want f00d"));
+  EXPECT_EQ(router_metrics_.workers().Value(), 2);
+  EXPECT_EQ(router_metrics_.workers_up().Value(), 1);
+  EXPECT_EQ(router_metrics_.workers_with_other_model().Value(), 1);
   EXPECT_EQ(pool_->fingerprint(), "f00d");
   // Once nobody serves the old weights, the new ones are what is served.
   first_.Stop();
   ASSERT_TRUE(WaitForUp(1));
   EXPECT_EQ(pool_->fingerprint(), "beef");
+  EXPECT_EQ(router_metrics_.workers_with_other_model().Value(), 0);
 }
 
 TEST_F(WorkerPoolTest, NoticesALossAndAReturn) {

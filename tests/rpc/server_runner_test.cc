@@ -145,6 +145,18 @@ TEST(ServerRunner, HealthFollowsSetServing) {
   EXPECT_EQ(Health(channel), kNotServing);
 }
 
+TEST(ServerRunner, IsAliveWhetherOrNotItServes) {
+  TestService service;
+  ASSERT_OK_AND_ASSIGN(const auto server, StartServer(&service, "127.0.0.1:0"));
+  const auto channel = MakeChannel(server->address());
+  // HealthCheckRequest{service: "liveness"}: field 1.
+  const std::string request = absl::StrCat("\x0a\x08", kLivenessService);
+  for (const bool serving : {false, true, false}) {
+    server->SetServing(serving);
+    EXPECT_EQ(CallRaw(channel, "/grpc.health.v1.Health/Check", request), kServing);
+  }
+}
+
 TEST(ServerRunner, ReflectionListsTheServices) {
   TestService service;
   ASSERT_OK_AND_ASSIGN(const auto server, StartServer(&service, "127.0.0.1:0"));

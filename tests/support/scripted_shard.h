@@ -45,7 +45,7 @@ class ScriptedShard : public v1::ExpertShard::Service {
     CHECK(server.ok()) << server.status();
     server_ = *std::move(server);
   }
-  ~ScriptedShard() override { server_.reset(); }
+  ~ScriptedShard() override { StopServer(); }
 
   const std::string& target() const { return server_->address(); }
   void Play(std::vector<Step> steps) {
@@ -65,6 +65,10 @@ class ScriptedShard : public v1::ExpertShard::Service {
     return steps_.size();
   }
   int dispatches() const { return dispatches_.load(); }
+  std::vector<v1::RequestTag> announced() const {
+    absl::MutexLock lock(&mutex_);
+    return announced_;
+  }
 
   grpc::Status Describe(grpc::ServerContext*, const v1::DescribeShardRequest*,
                         v1::ShardDescription* response) override {
@@ -78,12 +82,21 @@ class ScriptedShard : public v1::ExpertShard::Service {
     v1::ExpertDispatch dispatch;
     while (stream->Read(&dispatch)) {
       dispatches_.fetch_add(1);
+      {
+        absl::MutexLock lock(&mutex_);
+        announced_.insert(announced_.end(), dispatch.new_requests().begin(),
+                          dispatch.new_requests().end());
+      }
       if (!Perform(NextStep(), dispatch, stream)) {
         return grpc::Status(grpc::UNAVAILABLE, "scripted");
       }
     }
     return grpc::Status::OK;
   }
+
+ protected:
+  // For classes that add calls of their own: before what these use is gone.
+  void StopServer() { server_.reset(); }
 
  private:
   Step NextStep() {
@@ -171,6 +184,7 @@ class ScriptedShard : public v1::ExpertShard::Service {
   mutable absl::Mutex mutex_;
   v1::ShardDescription description_ ABSL_GUARDED_BY(mutex_);
   std::deque<Step> steps_ ABSL_GUARDED_BY(mutex_);
+  std::vector<v1::RequestTag> announced_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<ServerRunner> server_;
 };
 

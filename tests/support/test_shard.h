@@ -67,11 +67,11 @@ class TestModel {
 class TestShard {
  public:
   TestShard(TestModel& model, const std::vector<int>& experts, uint64_t epoch = 1,
-            const std::string& listen = "127.0.0.1:0")
+            const std::string& listen = "127.0.0.1:0", bool shared_memory = true)
       : metrics_(&registry_, model.config()),
         runner_(model.LoadRunner(experts)),
         batcher_(runner_.get(), &metrics_),
-        service_(&metrics_) {
+        service_(&metrics_, shared_memory) {
     ServerOptions options;
     options.listen = listen;
     options.services = {&service_};

@@ -3,6 +3,7 @@
 #include <thread>
 
 #include "absl/synchronization/notification.h"
+#include "tests/support/exchange_step.h"
 #include "tests/support/scripted_shard.h"
 #include "worker/grpc_expert_exchange.h"
 #include "worker/local_expert_exchange.h"
@@ -13,49 +14,15 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 using Act = ScriptedShard::Act;
-using Rows = std::vector<BFloat16>;
 
 constexpr absl::Duration kPatience = absl::Seconds(60);
-
-// A batch and where its pairs' rows are, copied: [num_rows * num_experts_per_tok, hidden_size].
-struct Step {
-  Step(const TestModel& model, int layer, int64_t num_rows, uint64_t seed)
-      : rows(RandomRows(num_rows, model.config().hidden_size, seed)),
-        topk_ids(RandomTopk(model.config(), num_rows, seed)) {
-    batch.layer = layer;
-    batch.hidden_states = rows.data();
-    batch.topk_ids = topk_ids.data();
-    batch.num_rows = num_rows;
-  }
-  Step(const Step&) = delete;
-
-  absl::StatusOr<Rows> Run(ExpertExchange& exchange) const {
-    std::vector<const BFloat16*> expert_rows;
-    const absl::Status status = exchange.Run(batch, expert_rows);
-    if (!status.ok()) return status;
-    EXPECT_EQ(expert_rows.size(), topk_ids.size());
-    const size_t hidden = rows.size() / batch.num_rows;
-    Rows copy;
-    for (const BFloat16* row : expert_rows) copy.insert(copy.end(), row, row + hidden);
-    return copy;
-  }
-
-  Rows rows;
-  std::vector<int32_t> topk_ids;
-  ExpertBatch batch;
-};
 
 class ExpertExchangeTest : public testing::Test {
  protected:
   static void SetUpTestSuite() { model_ = new TestModel(TinyMoeConfig()); }
   static void TearDownTestSuite() { delete model_; }
 
-  static Rows Expected(const Step& step) {
-    LocalExpertExchange local(model_->config(), model_->LoadRunner(model_->AllExperts()));
-    absl::StatusOr<Rows> rows = step.Run(local);
-    EXPECT_OK(rows);
-    return rows.ok() ? *rows : Rows();
-  }
+  static Rows Expected(const ExchangeStep& step) { return RunInProcess(*model_, step); }
 
   GrpcExpertExchangeOptions Options(std::vector<std::string> shards) {
     GrpcExpertExchangeOptions options;
@@ -130,7 +97,7 @@ TEST_F(ExpertExchangeTest, EveryTopologyGivesTheSameBits) {
   exchanges.push_back(Connect(Options({shards[2]->target()}), {0, 1, 2, 3}));
   for (const int64_t num_rows : {1, 2, 37}) {
     for (const int layer : {0, 1}) {
-      const Step step(*model_, layer, num_rows, static_cast<uint64_t>(num_rows + layer));
+      const ExchangeStep step(*model_, layer, num_rows, static_cast<uint64_t>(num_rows + layer));
       const Rows expected = Expected(step);
       for (const auto& exchange : exchanges) {
         ASSERT_OK_AND_ASSIGN(const Rows rows, step.Run(*exchange));
@@ -148,14 +115,14 @@ TEST_F(ExpertExchangeTest, LargeBatchesAreCutIntoFrames) {
   TestShard a(*model_, {0, 1, 2, 3}), b(*model_, {4, 5, 6, 7});
   const auto exchange = Connect(Options({a.target(), b.target()}));
   // 40,000 rows of 128 bytes: more than one frame of 4 MiB to each shard, and back.
-  const Step step(*model_, 1, 40'000, 3);
+  const ExchangeStep step(*model_, 1, 40'000, 3);
   ASSERT_OK_AND_ASSIGN(const Rows rows, step.Run(*exchange));
   EXPECT_TRUE(rows == Expected(step));
 }
 
 TEST_F(ExpertExchangeTest, AnEmptyBatchNeedsNoShard) {
   GrpcExpertExchange exchange(Options({"127.0.0.1:1"}), nullptr, &metrics_);
-  const Step step(*model_, 0, 0, 1);
+  const ExchangeStep step(*model_, 0, 0, 1);
   std::vector<const BFloat16*> expert_rows(5);
   EXPECT_OK(exchange.Run(step.batch, expert_rows));
   EXPECT_TRUE(expert_rows.empty());
@@ -170,7 +137,7 @@ TEST_F(ExpertExchangeTest, TwoWorkersShareShards) {
       GrpcExpertExchange exchange(Options({a.target(), b.target()}), nullptr, &metrics);
       ASSERT_OK(exchange.AwaitReady(absl::Now() + kPatience));
       for (int i = 0; i < 40; ++i) {
-        const Step step(*model_, i % 2, 1 + i % 9, static_cast<uint64_t>(worker * 50 + i));
+        const ExchangeStep step(*model_, i % 2, 1 + i % 9, static_cast<uint64_t>(worker * 50 + i));
         ASSERT_OK_AND_ASSIGN(const Rows rows, step.Run(exchange));
         ASSERT_TRUE(rows == Expected(step));
       }
@@ -184,7 +151,7 @@ TEST_F(ExpertExchangeTest, AnswersInPiecesAndOutOfOrder) {
   const auto exchange = Connect(Options({shard.target()}));
   shard.Play({{Act::kAnswerInOnes}, {Act::kUnknownSequence}});
   for (int i = 0; i < 3; ++i) {
-    const Step step(*model_, 0, 5, i);
+    const ExchangeStep step(*model_, 0, 5, i);
     ASSERT_OK_AND_ASSIGN(const Rows rows, step.Run(*exchange));
     EXPECT_TRUE(rows == Expected(step));
   }
@@ -213,7 +180,7 @@ TEST_F(ExpertExchangeTest, AReplicaTakesOver) {
     const auto exchange = Connect(std::move(options));
     ASSERT_TRUE(AwaitUp(*exchange, true));
     bad.Play({misdeed});
-    const Step step(*model_, 1, 20, 8);
+    const ExchangeStep step(*model_, 1, 20, 8);
     ASSERT_OK_AND_ASSIGN(const Rows rows, step.Run(*exchange));
     EXPECT_TRUE(rows == Expected(step))
         << static_cast<int>(misdeed.act) << " " << misdeed.error_code;
@@ -234,11 +201,29 @@ TEST_F(ExpertExchangeTest, WithoutAReplicaItWaits) {
     ScriptedShard shard(*model_, model_->AllExperts());
     const auto exchange = Connect(Options({shard.target()}));
     shard.Play({misdeed, misdeed});
-    const Step step(*model_, 0, 20, 8);
+    const ExchangeStep step(*model_, 0, 20, 8);
     ASSERT_OK_AND_ASSIGN(const Rows rows, step.Run(*exchange));
     EXPECT_TRUE(rows == Expected(step))
         << static_cast<int>(misdeed.act) << " " << misdeed.error_code;
     EXPECT_EQ(Retries(*exchange), 2u);
+  }
+}
+
+TEST_F(ExpertExchangeTest, EachShardIsToldOfARequestOnce) {
+  ScriptedShard a(*model_, {0, 1, 2, 3}), b(*model_, {4, 5, 6, 7});
+  const auto exchange = Connect(Options({a.target(), b.target()}));
+  v1::RequestTag tag;
+  tag.set_request_id("r1");
+  tag.set_traceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+  exchange->Announce(tag);
+  for (const uint64_t seed : {1, 2, 3}) {
+    EXPECT_OK(Step(*model_, 0, 20, seed).Run(*exchange));
+  }
+  for (const ScriptedShard* shard : {&a, &b}) {
+    const std::vector<v1::RequestTag> told = shard->announced();
+    ASSERT_EQ(told.size(), 1u);
+    EXPECT_EQ(told[0].request_id(), "r1");
+    EXPECT_EQ(told[0].traceparent(), tag.traceparent());
   }
 }
 
@@ -250,7 +235,7 @@ TEST_F(ExpertExchangeTest, AStaleEpochIsAskedForAgain) {
   changed.set_placement_epoch(9);
   liar.SetDescription(changed);
   liar.Play({{Act::kAnswer, grpc::FAILED_PRECONDITION}});
-  const Step step(*model_, 0, 4, 1);
+  const ExchangeStep step(*model_, 0, 4, 1);
   ASSERT_OK_AND_ASSIGN(const Rows rows, step.Run(*exchange));
   EXPECT_TRUE(rows == Expected(step));
   EXPECT_EQ(liar.dispatches(), 2);
@@ -260,7 +245,7 @@ TEST_F(ExpertExchangeTest, ARefusedDispatchIsOurBugAndFails) {
   ScriptedShard shard(*model_, model_->AllExperts());
   const auto exchange = Connect(Options({shard.target()}));
   shard.Play({{Act::kAnswer, grpc::INVALID_ARGUMENT}});
-  const Step step(*model_, 0, 4, 1);
+  const ExchangeStep step(*model_, 0, 4, 1);
   EXPECT_THAT(step.Run(*exchange),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(shard.target())));
   ASSERT_OK_AND_ASSIGN(const Rows rows, step.Run(*exchange));  // the next layer is well
@@ -281,7 +266,7 @@ TEST_F(ExpertExchangeTest, KilledUnderLoadWithAReplica) {
   absl::Duration longest;
   for (int i = 0; i < 20 || !killed.HasBeenNotified(); ++i) {
     if (i == 10) under_load.Notify();
-    const Step step(*model_, i % 2, 1 + i % 11, static_cast<uint64_t>(i));
+    const ExchangeStep step(*model_, i % 2, 1 + i % 11, static_cast<uint64_t>(i));
     const absl::Time start = absl::Now();
     ASSERT_OK_AND_ASSIGN(const Rows rows, step.Run(*exchange));
     longest = std::max(longest, absl::Now() - start);
@@ -297,7 +282,7 @@ TEST_F(ExpertExchangeTest, KilledWithoutAReplicaAndRestarted) {
   auto shard = std::make_unique<TestShard>(*model_, model_->AllExperts(), /*epoch=*/1);
   const std::string target = shard->target();
   const auto exchange = Connect(Options({target}));
-  const Step step(*model_, 1, 6, 4);
+  const ExchangeStep step(*model_, 1, 6, 4);
   ASSERT_OK(step.Run(*exchange));
   shard.reset();
   ASSERT_TRUE(AwaitUp(*exchange, false));
@@ -321,7 +306,7 @@ TEST_F(ExpertExchangeTest, AnotherShardMayBringTheExpertsBack) {
   placeholder.reset();
   const auto exchange = Connect(Options({first->target(), second_target}));
   first.reset();
-  const Step step(*model_, 0, 6, 4);
+  const ExchangeStep step(*model_, 0, 6, 4);
   absl::StatusOr<Rows> rows = absl::UnknownError("not yet");
   std::thread engine([&] { rows = step.Run(*exchange); });
   TestShard second(*model_, model_->AllExperts(), /*epoch=*/2, second_target);
@@ -336,7 +321,7 @@ TEST_F(ExpertExchangeTest, TheWaitHasAnEnd) {
   options.shard_wait = absl::Milliseconds(200);
   const auto exchange = Connect(std::move(options));
   shard.reset();
-  const Step step(*model_, 0, 3, 1);
+  const ExchangeStep step(*model_, 0, 3, 1);
   const absl::Time start = absl::Now();
   EXPECT_THAT(step.Run(*exchange), StatusIs(absl::StatusCode::kUnavailable,
                                             AllOf(HasSubstr("of layer 0"), HasSubstr("waited"))));
@@ -350,13 +335,13 @@ TEST_F(ExpertExchangeTest, AShardThatNeverAnswersIsGivenUp) {
   options.shard_wait = absl::Milliseconds(300);
   const auto exchange = Connect(std::move(options));
   shard.Play(std::vector<ScriptedShard::Step>(1000, {Act::kSayNothing}));
-  const Step step(*model_, 0, 3, 1);
+  const ExchangeStep step(*model_, 0, 3, 1);
   EXPECT_THAT(step.Run(*exchange), StatusIs(absl::StatusCode::kUnavailable));
 }
 
 TEST_F(ExpertExchangeTest, StopEndsTheWait) {
   GrpcExpertExchange exchange(Options({"127.0.0.1:1"}), nullptr, &metrics_);
-  const Step step(*model_, 0, 3, 1);
+  const ExchangeStep step(*model_, 0, 3, 1);
   absl::StatusOr<Rows> rows = absl::UnknownError("not yet");
   std::thread engine([&] { rows = step.Run(exchange); });
   exchange.Stop();
@@ -378,9 +363,10 @@ TEST_F(ExpertExchangeTest, AnotherModelIsRefused) {
   EXPECT_THAT(ready, StatusIs(absl::StatusCode::kFailedPrecondition,
                               AllOf(HasSubstr(shard.target()), HasSubstr(model_->fingerprint()),
                                     HasSubstr(other.fingerprint()))));
-  const Step step(*model_, 0, 3, 1);
+  const ExchangeStep step(*model_, 0, 3, 1);
   EXPECT_THAT(step.Run(exchange),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("another model")));
+  EXPECT_THAT(metrics_.Text(), HasSubstr("conclave_worker_shards_with_other_model 1\n"));
 }
 
 TEST_F(ExpertExchangeTest, NamesTheExpertThatNobodyHas) {
@@ -391,7 +377,9 @@ TEST_F(ExpertExchangeTest, NamesTheExpertThatNobodyHas) {
   ASSERT_TRUE(AwaitUp(exchange, true));
   EXPECT_THAT(exchange.Ready(),
               StatusIs(absl::StatusCode::kUnavailable, HasSubstr("expert 5 of layer 0")));
-  Step step(*model_, 1, 1, 1);
+  EXPECT_THAT(metrics_.Text(), HasSubstr("conclave_worker_missing_experts 1\n"));
+  EXPECT_THAT(metrics_.Text(), HasSubstr("conclave_worker_shards_with_other_model 0\n"));
+  ExchangeStep step(*model_, 1, 1, 1);
   step.topk_ids = {5, 6};
   step.batch.topk_ids = step.topk_ids.data();
   EXPECT_THAT(step.Run(exchange),
@@ -431,7 +419,7 @@ TEST_F(ExpertExchangeTest, LocalExchangeSaysWhatItLacks) {
   LocalExpertExchange some(model_->config(), model_->LoadRunner({0, 1, 2}));
   EXPECT_THAT(some.Ready(),
               StatusIs(absl::StatusCode::kUnavailable, HasSubstr("expert 3 of layer 0")));
-  Step step(*model_, 1, 1, 1);
+  ExchangeStep step(*model_, 1, 1, 1);
   step.topk_ids = {2, 7};
   step.batch.topk_ids = step.topk_ids.data();
   EXPECT_THAT(step.Run(some), StatusIs(absl::StatusCode::kFailedPrecondition));

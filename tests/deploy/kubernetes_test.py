@@ -1,0 +1,209 @@
+"""The overlays of deploy/kubernetes: rendered by kustomize, held against Kubernetes' own schemas,
+and against what the pods rely on among one another."""
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import unittest
+
+import kubernetes_validate
+import yaml
+
+from programs import conclave, variables
+
+SOURCE_DIR = pathlib.Path(os.environ["CONCLAVE_SOURCE_DIR"])
+OVERLAYS = SOURCE_DIR / "deploy" / "kubernetes" / "overlays"
+# pod-index labels need 1.28 or later; the newest is what the package calls its default.
+VERSIONS = ["1.28", "1.37"]
+PROGRAMS = {"router": "conclave-router", "worker": "conclave-worker",
+            "shard": "conclave-expert-shard"}
+
+
+def renderer():
+    if shutil.which("kustomize"):
+        return ["kustomize", "build"]
+    if shutil.which("kubectl"):
+        return ["kubectl", "kustomize"]
+    return None
+
+
+def render(overlay):
+    done = subprocess.run([*renderer(), str(overlay)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "deprecated" not in done.stderr, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+class Overlay:
+    def __init__(self, path):
+        self.name = path.name
+        self.objects = render(path)
+
+    def of_kind(self, *kinds):
+        return [thing for thing in self.objects if thing["kind"] in kinds]
+
+    def named(self, kind, name):
+        found = [thing for thing in self.of_kind(kind) if thing["metadata"]["name"] == name]
+        assert len(found) == 1, (self.name, kind, name)
+        return found[0]
+
+    def workloads(self):
+        return self.of_kind("Deployment", "StatefulSet")
+
+    def environment(self, workload):
+        """What the container's variables are, but for those that differ from pod to pod."""
+        container = workload["spec"]["template"]["spec"]["containers"][0]
+        flags = {}
+        for source in container["envFrom"]:
+            flags.update(self.named("ConfigMap", source["configMapRef"]["name"])["data"])
+        return flags
+
+
+class KubernetesTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.overlays = [Overlay(path) for path in sorted(OVERLAYS.iterdir())]
+
+    def for_each(self, kinds, check):
+        """check(overlay, object) for the objects of these kinds, of all if empty, as subtests."""
+        for overlay in self.overlays:
+            for thing in overlay.of_kind(*kinds) if kinds else overlay.objects:
+                with self.subTest(f"{overlay.name} {thing['kind']} {thing['metadata']['name']}"):
+                    check(overlay, thing)
+
+    def test_every_object_is_valid(self):
+        def check(_, thing):
+            for version in VERSIONS:
+                kubernetes_validate.validate(thing, version, strict=True)
+        self.for_each([], check)
+
+    def test_selectors_find_their_pods(self):
+        def check(overlay, thing):
+            spec = thing["spec"]
+            wanted = spec.get("podSelector", spec.get("selector"))
+            wanted = wanted.get("matchLabels", wanted)
+            pods = [workload["spec"]["template"] for workload in overlay.workloads()]
+            found = [pod for pod in pods if wanted.items() <= pod["metadata"]["labels"].items()]
+            self.assertTrue(found, wanted)
+            for port in [port["targetPort"] for port in spec.get("ports", [])]:
+                for pod in found:
+                    ports = pod["spec"]["containers"][0]["ports"]
+                    self.assertIn(port, [named["name"] for named in ports])
+        self.for_each(["Service", "PodDisruptionBudget", "NetworkPolicy"], check)
+
+    def test_targets_are_the_pods_there_are(self):
+        """Workers and shards are named one by one, so the lists must grow with the replicas."""
+        for overlay in self.overlays:
+            for user, flag, owner, port in (
+                    ("router", "CONCLAVE_ROUTER_WORKERS", "worker", 50051),
+                    ("worker", "CONCLAVE_WORKER_SHARDS", "shard", 50052)):
+                with self.subTest(f"{overlay.name} {flag}"):
+                    kind = "Deployment" if user == "router" else "StatefulSet"
+                    flags = overlay.environment(overlay.named(kind, f"conclave-{user}"))
+                    replicas = [w["spec"]["replicas"] for w in overlay.of_kind("StatefulSet")
+                                if w["metadata"]["name"] == f"conclave-{owner}"]
+                    wanted = [f"dns:///conclave-{owner}-{i}.conclave-{owner}:{port}"
+                              for i in range(sum(replicas))]
+                    self.assertEqual([t for t in flags.get(flag, "").split(",") if t], wanted)
+
+    def test_every_shard_has_its_share(self):
+        for overlay in self.overlays:
+            for workload in overlay.of_kind("StatefulSet"):
+                if workload["metadata"]["name"] != "conclave-shard":
+                    continue
+                flags = overlay.environment(workload)
+                if "CONCLAVE_EXPERT_SHARD_NUM_SHARDS" in flags:
+                    self.assertEqual(int(flags["CONCLAVE_EXPERT_SHARD_NUM_SHARDS"]),
+                                     workload["spec"]["replicas"])
+
+    def test_the_grace_period_holds_the_drain(self):
+        def check(overlay, workload):
+            pod = workload["spec"]["template"]["spec"]
+            (drain,) = [float(value) for key, value in overlay.environment(workload).items()
+                        if key.endswith("_DRAIN_SECONDS")]
+            pause = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+            self.assertEqual(pause[0], "sleep")
+            # Five seconds to close and free, as `conclave up` gives.
+            self.assertGreaterEqual(pod["terminationGracePeriodSeconds"],
+                                    drain + int(pause[1]) + 5)
+        self.for_each(["Deployment", "StatefulSet"], check)
+
+    def test_ports_and_probes_are_what_the_flags_say(self):
+        def check(overlay, workload):
+            container = workload["spec"]["template"]["spec"]["containers"][0]
+            flags = overlay.environment(workload)
+            ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+            for key, value in flags.items():
+                if key.endswith("_LISTEN"):
+                    name = "http" if "HTTP" in key else "metrics" if "METRICS" in key else "grpc"
+                    self.assertEqual(value, f"0.0.0.0:{ports[name]}")
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                self.assertEqual(container[probe]["grpc"]["port"], ports["grpc"])
+            self.assertNotIn("service", container["readinessProbe"]["grpc"])
+            annotations = workload["spec"]["template"]["metadata"]["annotations"]
+            self.assertEqual(int(annotations["prometheus.io/port"]),
+                             ports.get("metrics", ports.get("http")))
+        self.for_each(["Deployment", "StatefulSet"], check)
+
+    def test_every_variable_is_a_flag(self):
+        def check(overlay, workload):
+            container = workload["spec"]["template"]["spec"]["containers"][0]
+            self.assertEqual(container["command"], [PROGRAMS[container["name"]]])
+            mine = set(overlay.environment(workload)) | {
+                variable["name"] for variable in container.get("env", [])}
+            self.assertLessEqual(mine, variables(container["command"][0]))
+        self.for_each(["Deployment", "StatefulSet"], check)
+
+    def test_pods_may_do_little(self):
+        def check(_, workload):
+            pod = workload["spec"]["template"]["spec"]
+            self.assertFalse(pod["automountServiceAccountToken"])
+            self.assertTrue(pod["securityContext"]["runAsNonRoot"])
+            container = pod["containers"][0]
+            self.assertTrue(container["securityContext"]["readOnlyRootFilesystem"])
+            self.assertEqual(container["securityContext"]["capabilities"], {"drop": ["ALL"]})
+            for mount in container.get("volumeMounts", []):
+                self.assertTrue(mount["readOnly"])
+            self.assertIn("memory", container["resources"]["limits"])
+        self.for_each(["Deployment", "StatefulSet"], check)
+
+    def test_series_carry_cluster_and_model(self):
+        def check(overlay, workload):
+            labels = workload["spec"]["template"]["metadata"]["labels"]
+            self.assertEqual(labels["conclave.dev/cluster"], overlay.name)
+            self.assertIn("conclave.dev/model", labels)
+        self.for_each(["Deployment", "StatefulSet"], check)
+
+    def test_h20x4_235b_is_what_the_planner_lays_out(self):
+        code, out, err = conclave("plan", "--config", "Qwen3-235B-A22B", "--dtype", "fp8",
+                                  "--gpu", "h20-96gb", "--gpus", 4, "--json")
+        if code == 2 and "plan" not in conclave("--help")[1]:
+            self.skipTest("SKIPPED: this conclave has no plan command")
+        self.assertEqual(code, 0, err)
+        plan = json.loads(out)
+        (overlay,) = [o for o in self.overlays if o.name == "h20x4-235b"]
+        worker = overlay.named("StatefulSet", "conclave-worker")
+        shard = overlay.named("StatefulSet", "conclave-shard")
+        for role, workload in (("worker", worker), ("shard", shard)):
+            cards = [card for card in plan["cards"] if role in card["roles"]]
+            self.assertEqual(workload["spec"]["replicas"], len(cards), role)
+        # Equal parts in the order of the cards: what --shard_index and --num_shards give.
+        size = plan["cards"][0]["num_experts"]
+        self.assertEqual([card["experts"] for card in plan["cards"]],
+                         [f"{i * size}-{(i + 1) * size - 1}" for i in range(len(plan["cards"]))])
+        # A round number, a little below what the planner leaves for KV.
+        planned = min(card["kv_tokens"] for card in plan["cards"])
+        tokens = int(overlay.environment(worker)["CONCLAVE_WORKER_KV_CACHE_TOKENS"])
+        self.assertLessEqual(tokens, planned)
+        self.assertGreaterEqual(tokens, 0.9 * planned)
+        limits = worker["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+        self.assertEqual(limits["nvidia.com/gpu"], 1)
+
+
+if __name__ == "__main__":
+    if renderer() is None:
+        print("SKIPPED: kubernetes_test.py: neither kustomize nor kubectl (1.27 or later) is here")
+        sys.exit(77)
+    unittest.main()
