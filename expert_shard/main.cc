@@ -67,7 +67,7 @@ void AddFlags(CLI::App* app, ShardOptions* options) {
   app->add_option("--tls_key_file", options->tls_key_file, "PEM private key");
   app->add_option("--threads", options->threads, "Compute threads; 0: one a core")
       ->capture_default_str();
-  app->add_option("--cpu_isa", options->cpu_isa, "auto, plain, avx2, avx512 or avx512_bf16")
+  app->add_option("--cpu_isa", options->cpu_isa, "auto, plain, avx2, avx512, avx512_bf16 or amx")
       ->capture_default_str();
   app->add_option("--weight_dtype", options->weight_dtype,
                   "How weights are kept: auto (as in the checkpoint), bf16, int8 or int4; the same "

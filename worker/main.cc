@@ -52,7 +52,8 @@ int main(int argc, char** argv) {
                  "Compute threads; 0: one for each CPU it may use")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
-  app.add_option("--cpu_isa", options.runtime.cpu_isa, "auto, plain, avx2, avx512 or avx512_bf16")
+  app.add_option("--cpu_isa", options.runtime.cpu_isa,
+                 "auto, plain, avx2, avx512, avx512_bf16 or amx")
       ->capture_default_str();
   app.add_option("--weight_dtype", options.runtime.weight_dtype,
                  "How weights are kept: auto (as in the checkpoint), bf16, int8 or int4; the same "

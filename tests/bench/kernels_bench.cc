@@ -30,13 +30,6 @@ std::vector<float> RandomFloats(int64_t size, float scale = 1) {
   return values;
 }
 
-std::vector<BFloat16> RandomBf16(int64_t size) {
-  static const std::vector<float> pattern = RandomFloats(65521);  // a prime: rows differ
-  std::vector<BFloat16> values(size);
-  for (int64_t i = 0; i < size; ++i) values[i] = ToBFloat16(pattern[i % pattern.size()]);
-  return values;
-}
-
 void MustSucceed(const absl::Status& status) { CHECK(status.ok()) << status.ToString(); }
 
 // Ops that walk activations: counted in the bytes they read and write.
