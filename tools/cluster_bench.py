@@ -4,10 +4,11 @@
 Usage: cluster_bench.py [--bin build/release/bin] [--model DIR ..] [--quick]
 
 One table a model: workers+shards 1+0, 0 shards being the experts in the worker, then 1+2 and 2+2;
-a dense model has 1+0 and 2+0. Every cluster gets the same compute threads. Load comes from
-`conclave bench`: decode is sequences over the median time per output token, prefill prompt tokens
-over the median time to first token. Medians of --repeat runs on each cluster. Every process that is
-started is stopped, on Ctrl-C too. Standard library only.
+a dense model has 1+0 and 2+0. Every cluster gets the same compute threads. The first stays up and
+takes turns with each of the others, so that a machine that gets slower does so for both; ratios are
+medians of the turns' own, and the one that waits sleeps. Load comes from `conclave bench`: decode is
+sequences over the median time per output token, prefill prompt tokens over the median time to first
+token. Every process that is started is stopped, on Ctrl-C too. Standard library only.
 """
 import argparse
 import json
@@ -27,7 +28,7 @@ class Cluster:
     """A running `conclave up`, stopped at the end of a with block."""
 
     def __init__(self, args, model, workers, shards):
-        self.args = args
+        self.args, self.name = args, f"{workers}+{shards}"
         began = time.monotonic()
         # A session of its own: a Ctrl-C reaches this script alone, which stops the cluster once.
         self.process = subprocess.Popen(
@@ -75,40 +76,49 @@ class Cluster:
         return json.loads(done.stdout)
 
 
-def measure(args, model, workers, shards):
-    """Rates in tokens a second, by column."""
-    with Cluster(args, model, workers, shards) as cluster:
-        rates = {"decode 1": [], f"decode {SEQUENCES}": [], f"prefill {PREFILL_TOKENS}": []}
-        tail = []
-        for seed in range(1, args.repeat + 1):
-            one = cluster.bench(1, 16, args.new_tokens, seed)
-            many = cluster.bench(SEQUENCES, 16, args.new_tokens, seed)
-            prompt = cluster.bench(1, PREFILL_TOKENS, 1, seed)
-            rates["decode 1"].append(1e3 / one["tpot_ms"]["p50"])
-            rates[f"decode {SEQUENCES}"].append(SEQUENCES * 1e3 / many["tpot_ms"]["p50"])
-            rates[f"prefill {PREFILL_TOKENS}"].append(
-                PREFILL_TOKENS * 1e3 / prompt["ttft_ms"]["p50"])
-            tail.append(many["itl_ms"]["p99"])
-        medians = {name: statistics.median(values) for name, values in rates.items()}
-        return medians, statistics.median(tail), cluster.ready_seconds
+def rates_of(args, cluster, seed):
+    """Tokens a second by column, and the tail of the inter-token latency, in one turn."""
+    one = cluster.bench(1, 16, args.new_tokens, seed)
+    many = cluster.bench(SEQUENCES, 16, args.new_tokens, seed)
+    prompt = cluster.bench(1, PREFILL_TOKENS, 1, seed)
+    return {"decode 1": 1e3 / one["tpot_ms"]["p50"],
+            f"decode {SEQUENCES}": SEQUENCES * 1e3 / many["tpot_ms"]["p50"],
+            f"prefill {PREFILL_TOKENS}": PREFILL_TOKENS * 1e3 / prompt["ttft_ms"]["p50"]
+            }, many["itl_ms"]["p99"]
+
+
+def print_row(cluster, turns, ratios):
+    names = list(turns[0][0])
+    print("  ".join([f"{cluster.name:4s}"] +
+                    [f"{statistics.median(ratio[name] for ratio in ratios):13.2f}"
+                     for name in names] +
+                    [f"{statistics.median(rates[name] for rates, _ in turns):17.1f}"
+                     for name in names] +
+                    [f"{statistics.median(tail for _, tail in turns):10.1f}",
+                     f"{cluster.ready_seconds:7.1f}"]), flush=True)
 
 
 def table(args, model):
     config = json.loads((pathlib.Path(model) / "config.json").read_text())
+    topologies = TOPOLOGIES[config.get("num_experts", 0) > 0]
     print(f"cluster: {pathlib.Path(model).name}, {args.threads} threads in all, medians of "
           f"{args.repeat}; ratios are to 1+0")
-    base = None
-    for workers, shards in TOPOLOGIES[config.get("num_experts", 0) > 0]:
-        rates, tail, ready = measure(args, model, workers, shards)
-        if base is None:
-            base = rates
-            print("  ".join([f"{'w+s':4s}"] + [f"{'x ' + name:>13s}" for name in rates] +
-                            [f"{name + ' tok/s':>17s}" for name in rates] +
-                            [f"{'itl p99 ms':>10s}", f"{'ready s':>7s}"]))
-        print("  ".join([f"{workers}+{shards:<2d}"] +
-                        [f"{rates[name] / base[name]:13.2f}" for name in rates] +
-                        [f"{rates[name]:17.1f}" for name in rates] +
-                        [f"{tail:10.1f}", f"{ready:7.1f}"]), flush=True)
+    seeds = range(1, args.repeat + 1)
+    with Cluster(args, model, *topologies[0]) as base:
+        turns = [rates_of(args, base, seed) for seed in seeds]
+        print("  ".join([f"{'w+s':4s}"] + [f"{'x ' + name:>13s}" for name in turns[0][0]] +
+                        [f"{name + ' tok/s':>17s}" for name in turns[0][0]] +
+                        [f"{'itl p99 ms':>10s}", f"{'ready s':>7s}"]))
+        print_row(base, turns, [dict.fromkeys(turns[0][0], 1.0)])
+        for workers, shards in topologies[1:]:
+            with Cluster(args, model, workers, shards) as cluster:
+                turns, ratios = [], []
+                for seed in seeds:
+                    # New prompts for the base: it has had those of `seed`.
+                    beside, _ = rates_of(args, base, seed + 1000 * workers + 100000 * shards)
+                    turns.append(rates_of(args, cluster, seed))
+                    ratios.append({name: turns[-1][0][name] / beside[name] for name in beside})
+                print_row(cluster, turns, ratios)
 
 
 def main():

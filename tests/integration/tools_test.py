@@ -128,7 +128,7 @@ class ToolsTest(IntegrationTest):
             self.assertTrue(all(float(rate) > 0 for rate in row[3:6]), out)
 
     def test_cluster_bench_leaves_nothing_behind(self):
-        bench = self.cluster_bench("--repeat", "1000")
+        bench = self.cluster_bench("--repeat", "5")
         self.addCleanup(bench.communicate)
         self.addCleanup(bench.kill)
 
@@ -136,8 +136,8 @@ class ToolsTest(IntegrationTest):
             return [int(child) for task in pathlib.Path(f"/proc/{pid}/task").iterdir()
                     for child in (task / "children").read_text().split()]
 
-        # The cluster, and then a `conclave bench`, are the script's children.
-        wait_until(lambda: len(children(bench.pid)) == 2, "a cluster under load")
+        # Two clusters, and then a `conclave bench`, are the script's children.
+        wait_until(lambda: len(children(bench.pid)) == 3, "two clusters, one under load")
         started = children(bench.pid)
         started += [process for child in started for process in children(child)]
         bench.send_signal(signal.SIGINT)
