@@ -72,6 +72,7 @@ class Subject {
     runtime.model_dir = model_dir;
     runtime.threads = options.threads;
     runtime.cpu_isa = options.isa;
+    runtime.weight_dtype = "bf16";  // which the floor counts
     runtime.kv_cache_tokens = 16384;
     absl::StatusOr<std::unique_ptr<WorkerRuntime>> opened = WorkerRuntime::Open(runtime);
     CHECK(opened.ok()) << opened.status().ToString();
