@@ -54,9 +54,8 @@ void HttpConnection::Refuse(HttpResponse response) {
   });
 }
 
-void HttpConnection::BeginDrain() {
+void HttpConnection::CloseIfIdle() {
   Post([this] {
-    draining_ = true;
     if (state_ == State::kIdle) Close();
   });
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
@@ -34,8 +35,10 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void Start();
   // Instead of Start: answers this unasked and closes.
   void Refuse(HttpResponse response);
-  // Closes once nothing is being asked or answered.
-  void BeginDrain();
+  // From now on the next answer is the last.
+  void BeginDrain() { draining_ = true; }
+  // After BeginDrain: a connection on which nothing is asked or answered will see no answer.
+  void CloseIfIdle();
   void Stop();
   // Runs `task` on the strand.
   template <typename Task>
@@ -104,7 +107,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   const HttpServerOptions* const options_;
   Closed closed_;
   State state_ = State::kIdle;
-  bool draining_ = false;
+  std::atomic<bool> draining_ = false;
   bool watching_ = false;
 
   // One timer, moved only to fire earlier: a deadline that moves away costs an assignment.

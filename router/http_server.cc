@@ -155,7 +155,9 @@ void BeastServer::DrainAndStop(absl::Duration deadline) {
   const auto all_closed = [this]()
                               ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return connections_.empty(); };
   if (deadline > absl::ZeroDuration()) {
+    // All are told before the first closes: whoever has seen that finds every answer the last.
     ForEach(&HttpConnection::BeginDrain);
+    ForEach(&HttpConnection::CloseIfIdle);
     absl::MutexLock lock(&mutex_);
     mutex_.AwaitWithTimeout(absl::Condition(&all_closed), deadline);
   }
