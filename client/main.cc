@@ -92,8 +92,8 @@ Command AddUp(CLI::App* app) {
       ->check(CLI::Range(0, 65535))
       ->capture_default_str();
   up->add_option("--threads", options->threads,
-                 "Compute threads for the cluster; 0: one per core. Workers wait while shards "
-                 "compute, so the workers divide all of them, and the shards do too")
+                 "Compute threads for the cluster; 0: one per core. The workers divide them; each "
+                 "shard has as many, for workers and shards compute by turns")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   up->add_option("--kv_cache_tokens", options->kv_cache_tokens,

@@ -117,10 +117,10 @@ absl::Status CheckPrograms(const UpOptions& options) {
 
 }  // namespace
 
-ThreadShare DivideThreads(int threads, int workers, int shards) {
+ThreadShare DivideThreads(int threads, int workers) {
   ThreadShare share;
   share.worker = std::max(1, threads / std::max(1, workers));
-  share.shard = std::max(1, threads / std::max(1, shards));
+  share.shard = std::max(1, threads);
   return share;
 }
 
@@ -137,7 +137,7 @@ absl::StatusOr<std::vector<ProcessTier>> PlanProcesses(const UpOptions& options,
   }
   const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   const ThreadShare share =
-      DivideThreads(options.threads > 0 ? options.threads : cores, options.workers, options.shards);
+      DivideThreads(options.threads > 0 ? options.threads : cores, options.workers);
   std::vector<ProcessTier> tiers;
   if (options.shards > 0) tiers.push_back(PlanShards(options, share.shard));
   tiers.push_back(PlanWorkers(options, share.worker));

@@ -39,12 +39,14 @@ struct UpOptions {
 };
 
 // Threads of each process. While a layer's experts run the worker waits, so worker and shards take
-// turns at the same cores: the workers share all of them, and so do the shards.
+// turns at the same cores. The workers divide all of them. Each shard has as many as there are: the
+// pairs of a layer never divide evenly over the shards, and the one that has more goes on with all
+// cores when the others are done and sleep.
 struct ThreadShare {
   int worker = 1;
   int shard = 1;
 };
-ThreadShare DivideThreads(int threads, int workers, int shards);
+ThreadShare DivideThreads(int threads, int workers);
 
 // What `up` starts for a model. InvalidArgument: a dense model with shards, more shards than
 // experts.

@@ -22,14 +22,14 @@ std::string Flag(const ProcessSpec& spec, const std::string& flag) {
 }
 
 TEST(DivideThreadsTest, WorkersAndShardsTakeTurnsAtTheSameCores) {
-  const auto divide = [](int threads, int workers, int shards) {
-    const ThreadShare share = DivideThreads(threads, workers, shards);
+  const auto divide = [](int threads, int workers) {
+    const ThreadShare share = DivideThreads(threads, workers);
     return std::pair(share.worker, share.shard);
   };
-  EXPECT_EQ(divide(8, 1, 2), std::pair(8, 4));
-  EXPECT_EQ(divide(8, 2, 0), std::pair(4, 8));
-  EXPECT_EQ(divide(2, 3, 5), std::pair(1, 1));
-  EXPECT_EQ(divide(7, 2, 3), std::pair(3, 2));
+  EXPECT_EQ(divide(8, 1), std::pair(8, 8));
+  EXPECT_EQ(divide(8, 2), std::pair(4, 8));
+  EXPECT_EQ(divide(2, 3), std::pair(1, 2));
+  EXPECT_EQ(divide(7, 2), std::pair(3, 7));
 }
 
 TEST(PlanProcessesTest, TiersComeBottomUpWithTheirFlags) {
@@ -59,7 +59,7 @@ TEST(PlanProcessesTest, TiersComeBottomUpWithTheirFlags) {
   EXPECT_EQ(Flag(shard, "--model"), "/models/m");
   EXPECT_EQ(Flag(shard, "--shard_index"), "1");
   EXPECT_EQ(Flag(shard, "--num_shards"), "2");
-  EXPECT_EQ(Flag(shard, "--threads"), "2");
+  EXPECT_EQ(Flag(shard, "--threads"), "4");
   EXPECT_EQ(Flag(shard, "--shared_memory"), "off");
   EXPECT_EQ(Flag(shard, "--weight_dtype"), "int8");
   EXPECT_EQ(Flag(shard, "--numa_node"), "1");
