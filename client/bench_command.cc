@@ -113,15 +113,18 @@ absl::Status RunBench(const BenchOptions& options, std::ostream& out, std::ostre
   ASSIGN_OR_RETURN(const v1::GetModelResponse model, GetModel(*stub, options.router.endpoint));
   RETURN_IF_ERROR(CheckContext(options, model.max_context()));
 
+  constexpr char kClearLine[] = "\r\x1b[K";
   if (err_is_terminal) err << "preparing " << options.num_requests << " requests" << std::flush;
-  ASSIGN_OR_RETURN(std::vector<LoadRequest> requests, MakeBenchRequests(options, *stub));
+  absl::StatusOr<std::vector<LoadRequest>> made = MakeBenchRequests(options, *stub, stop);
+  if (err_is_terminal) err << kClearLine << std::flush;
+  RETURN_IF_ERROR(made.status());
+  std::vector<LoadRequest> requests = *std::move(made);
   const auto first = requests.begin() + options.warmup;
   std::vector<LoadRequest> measured(std::make_move_iterator(first),
                                     std::make_move_iterator(requests.end()));
   requests.erase(first, requests.end());
   RETURN_IF_ERROR(WarmUp(load, std::move(requests), stop));
 
-  constexpr char kClearLine[] = "\r\x1b[K";
   const LoadResult result = RunLoad(
       load, std::move(measured),
       [&](const LoadProgress& progress) {

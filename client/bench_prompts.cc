@@ -190,7 +190,8 @@ absl::StatusOr<uint32_t> NumPlainIds(v1::Inference::Stub& stub) {
 }
 
 absl::StatusOr<std::vector<LoadRequest>> MakeBenchRequests(const BenchOptions& options,
-                                                           v1::Inference::Stub& stub) {
+                                                           v1::Inference::Stub& stub,
+                                                           const std::function<bool()>& stop) {
   ASSIGN_OR_RETURN(std::vector<std::string> questions, ReadQuestions(options.prompts_file));
   uint32_t num_plain_ids = 0;
   if (questions.empty()) {
@@ -207,6 +208,7 @@ absl::StatusOr<std::vector<LoadRequest>> MakeBenchRequests(const BenchOptions& o
   const std::vector<bool> thinks = maker.Thinkers();
   absl::Duration arrival;
   for (int64_t i = 0; i < options.num_requests; ++i) {
+    if (stop()) return absl::CancelledError("interrupted before any request was sent");
     ASSIGN_OR_RETURN(LoadRequest request, maker.Make(i, thinks[i]));
     request.arrival = arrival;
     if (options.rate) arrival += maker.Gap();

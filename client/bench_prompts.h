@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -18,8 +19,9 @@ absl::StatusOr<uint32_t> NumPlainIds(v1::Inference::Stub& stub);
 // The requests of a benchmark, warm-up first: equal options and equal models give equal requests.
 // Chats of random text take some Tokenize and Detokenize calls each, so that their lengths are
 // those asked for (within a token or two, where text does not split as it was joined).
-// Errors: of those calls, and of reading prompts_file.
+// Errors: of those calls, and of reading prompts_file; Cancelled once `stop` is true.
 absl::StatusOr<std::vector<LoadRequest>> MakeBenchRequests(const BenchOptions& options,
-                                                           v1::Inference::Stub& stub);
+                                                           v1::Inference::Stub& stub,
+                                                           const std::function<bool()>& stop);
 
 }  // namespace conclave

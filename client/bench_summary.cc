@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "client/chat_result.h"
+#include "rpc/thinking_names.h"
 
 namespace conclave {
 namespace {
@@ -71,7 +72,7 @@ void AddUsage(const RequestRecord& record, BenchSummary* summary) {
   summary->answer_tokens += usage.answer_tokens();
   summary->failovers += record.report.failovers();
   if (record.thinks) {
-    ++summary->thinking_ended_by[ThinkingEndName(record.report.thinking().ended_by())];
+    ++summary->thinking_ended_by[std::string(ThinkingEndWord(record.report.thinking().ended_by()))];
   }
 }
 

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/chat_result.h"
+#include "rpc/thinking_names.h"
 
 namespace conclave {
 namespace {
@@ -92,7 +93,7 @@ std::string ChatTimes::Summary(const v1::Finished& finished) const {
   if (report.mode() == v1::THINKING_MODE_THINKING) {
     absl::StrAppend(&text, ", ", usage.thinking_tokens(), " thinking (",
                     report.budget() < 0 ? "no budget" : absl::StrCat("budget ", report.budget()),
-                    ", ended by ", ThinkingEndName(report.ended_by()), ")");
+                    ", ended by ", ThinkingEndWord(report.ended_by()), ")");
   }
   absl::StrAppendFormat(&text, ", %d answer; finished by %s", usage.answer_tokens(),
                         FinishReasonName(finished.reason()));

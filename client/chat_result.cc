@@ -3,38 +3,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "rpc/thinking_names.h"
 
 namespace conclave {
-namespace {
-
-std::string ThinkingModeName(v1::ThinkingMode mode) {
-  switch (mode) {
-    case v1::THINKING_MODE_THINKING:
-      return "thinking";
-    case v1::THINKING_MODE_OFF:
-      return "off";
-    default:
-      return "unspecified";
-  }
-}
-
-std::string ThinkingSourceName(v1::ThinkingSource source) {
-  switch (source) {
-    case v1::THINKING_SOURCE_REQUEST:
-      return "request";
-    case v1::THINKING_SOURCE_SOFT_SWITCH:
-      return "soft_switch";
-    case v1::THINKING_SOURCE_DEFAULT:
-      return "default";
-    case v1::THINKING_SOURCE_MODEL:
-      return "model";
-    default:
-      return "unspecified";
-  }
-}
-
-}  // namespace
-
 absl::Status ChatResult::Add(const v1::ChatEvent& event) {
   switch (event.event_case()) {
     case v1::ChatEvent::kStarted:
@@ -93,12 +64,12 @@ nlohmann::ordered_json ChatResult::ToJson() const {
   json["finish_reason"] = FinishReasonName(finished_.reason());
   json["usage"] = UsageToJson(finished_.usage());
   const v1::ThinkingReport& report = finished_.thinking();
-  json["thinking_report"] = {{"mode", ThinkingModeName(report.mode())},
-                             {"source", ThinkingSourceName(report.source())},
+  json["thinking_report"] = {{"mode", std::string(ThinkingModeWord(report.mode()))},
+                             {"source", std::string(ThinkingSourceWord(report.source()))},
                              {"budget", report.budget()},
                              {"used", report.used()},
                              {"forced", report.forced()},
-                             {"ended_by", ThinkingEndName(report.ended_by())}};
+                             {"ended_by", std::string(ThinkingEndWord(report.ended_by()))}};
   json["seed"] = started_.seed();
   json["failovers"] = finished_.failovers();
   return json;
@@ -124,21 +95,6 @@ std::string FinishReasonName(v1::ChatFinishReason reason) {
       return "cancelled";
     default:
       return "unspecified";
-  }
-}
-
-std::string ThinkingEndName(v1::ThinkingEnd end) {
-  switch (end) {
-    case v1::THINKING_END_NATURAL:
-      return "natural";
-    case v1::THINKING_END_BUDGET:
-      return "budget";
-    case v1::THINKING_END_ANSWER_RESERVE:
-      return "answer_reserve";
-    case v1::THINKING_END_CLIENT:
-      return "client";
-    default:
-      return "none";
   }
 }
 

@@ -39,8 +39,6 @@ class ChatResult {
 nlohmann::ordered_json UsageToJson(const v1::Usage& usage);
 // "stop", "length", "tool_calls" or "cancelled".
 std::string FinishReasonName(v1::ChatFinishReason reason);
-// "natural", "budget", "answer_reserve", "client" or "none".
-std::string ThinkingEndName(v1::ThinkingEnd end);
 
 // One line of JSON; bytes that are not UTF-8 come out as U+FFFD.
 std::string ToLine(const nlohmann::ordered_json& value);

@@ -50,7 +50,7 @@ absl::Status Check(const PlanQuestion& question) {
 }
 
 // Device `idx` of `count`.
-DevicePlan PlanDeviceMemory(const PlanQuestion& question, const WeightBytes& weights, int idx,
+DevicePlan PlanDeviceMemory(const PlanQuestion& question, const BytesByKind& weights, int idx,
                             int count) {
   const Qwen3Config& config = question.config;
   DevicePlan device;
@@ -70,7 +70,7 @@ DevicePlan PlanDeviceMemory(const PlanQuestion& question, const WeightBytes& wei
   return device;
 }
 
-std::vector<DevicePlan> PlanDevices(const PlanQuestion& question, const WeightBytes& weights,
+std::vector<DevicePlan> PlanDevices(const PlanQuestion& question, const BytesByKind& weights,
                                     int count) {
   std::vector<DevicePlan> devices;
   for (int i = 0; i < count; ++i) {
@@ -105,7 +105,7 @@ absl::Status CheckFits(const PlanQuestion& question, const std::vector<DevicePla
   return absl::OkStatus();
 }
 
-int LeastDevices(const PlanQuestion& question, const WeightBytes& weights) {
+int LeastDevices(const PlanQuestion& question, const BytesByKind& weights) {
   const int experts = question.config.num_experts;
   const int most = experts > 0 ? std::min(kMostDevices, experts) : kMostDevices;
   for (int count = 1; count <= most; ++count) {

@@ -46,7 +46,7 @@ struct PlannedProcess {
 
 struct DeploymentPlan {
   absl::Status fits;    // ResourceExhausted with the arithmetic
-  WeightBytes weights;  // one copy
+  BytesByKind weights;  // one copy
   std::vector<DevicePlan> devices;
   int64_t kv_bytes_per_token = 0;
   int64_t kv_tokens = 0;  // of all devices

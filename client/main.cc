@@ -117,6 +117,15 @@ Command AddUp(CLI::App* app) {
       ->capture_default_str();
   up->add_option("--cpu_isa", options->cpu_isa, "Instructions of the kernels; auto: the best here")
       ->capture_default_str();
+  up->add_option("--weight_dtype", options->weight_dtype,
+                 "How workers and shards keep the weights: auto (as in the checkpoint), bf16, int8 "
+                 "(half of BF16's memory) or int4 (a quarter)")
+      ->check(CLI::IsMember({"auto", "bf16", "fp8", "int8", "int4"}))
+      ->capture_default_str();
+  up->add_option("--numa_nodes", options->numa_nodes,
+                 "NUMA nodes, as 0,1: workers and shards take turns on their CPUs and memory")
+      ->delimiter(',')
+      ->check(CLI::Range(0, 1023));
   up->add_option("--model_name", options->model_name,
                  "What clients write as \"model\" (default: the folder's name)");
   up->add_option("--chat_template", options->chat_template,
@@ -143,7 +152,9 @@ Command AddUp(CLI::App* app) {
                {{"Model", {"--model", "--model_name", "--chat_template"}},
                 {"Processes", {"--workers", "--shards", "--ready_seconds", "--drain_seconds"}},
                 {"Network", {"--host", "--grpc_port", "--http_port"}},
-                {"Compute", {"--threads", "--cpu_isa", "--kv_cache_tokens", "--max_running"}},
+                {"Compute",
+                 {"--threads", "--cpu_isa", "--weight_dtype", "--numa_nodes", "--kv_cache_tokens",
+                  "--max_running", "--prefix_cache", "--prefill_ahead", "--shared_memory"}},
                 {"Logs", {"--log_dir", "--log_level", "--log_format"}}});
   return {up, [options] { return RunUp(*options); }};
 }
@@ -424,6 +435,11 @@ Command AddScore(CLI::App* app) {
   score
       ->add_option("--cpu_isa", options->cpu_isa,
                    "Instructions of the kernels; auto: the best here")
+      ->capture_default_str();
+  score
+      ->add_option("--weight_dtype", options->weight_dtype,
+                   "How weights are kept: auto (as in the checkpoint), bf16, int8 or int4")
+      ->check(CLI::IsMember({"auto", "bf16", "fp8", "int8", "int4"}))
       ->capture_default_str();
   score->add_option("--ready_seconds", options->ready_seconds, "Seconds to load the model within")
       ->check(CLI::Range(1, 86400))

@@ -49,7 +49,7 @@ class Roofline {
   const Qwen3Config config_;
   const int num_devices_;
   const double hop_seconds_;
-  const WeightBytes bytes_;
+  const BytesByKind bytes_;
   double bandwidth_ = 0;                      // bytes/s
   double bf16_flops_ = 0, weight_flops_ = 0;  // FLOP/s
 };

@@ -116,7 +116,9 @@ absl::Status RunScore(const ScoreOptions& options, std::istream& in, std::ostrea
                                    "--log_level",
                                    "error",
                                    "--cpu_isa",
-                                   options.cpu_isa};
+                                   options.cpu_isa,
+                                   "--weight_dtype",
+                                   options.weight_dtype};
   if (options.threads > 0) argv.insert(argv.end(), {"--threads", absl::StrCat(options.threads)});
   ASSIGN_OR_RETURN(const std::unique_ptr<PrivateWorker> worker,
                    PrivateWorker::Start(std::move(argv), absl::Seconds(options.ready_seconds)));

@@ -17,6 +17,7 @@ struct ScoreOptions {
   std::string model;
   int threads = 0;  // 0: one per core
   std::string cpu_isa = "auto";
+  std::string weight_dtype = "auto";
   int ready_seconds = 600;    // to load the model
   int timeout_seconds = 600;  // of one line
   std::string bin_dir;        // where conclave-worker is; empty: beside this program

@@ -43,6 +43,16 @@ void Append(Arguments& arguments, const std::string& flag, const std::string& va
   arguments.insert(arguments.end(), {flag, value});
 }
 
+// What workers and shards have in common; `number` counts the processes of a tier.
+void AppendCompute(Arguments& arguments, const UpOptions& options, int threads, int number) {
+  Append(arguments, "--threads", absl::StrCat(threads));
+  Append(arguments, "--cpu_isa", options.cpu_isa);
+  Append(arguments, "--weight_dtype", options.weight_dtype);
+  if (options.numa_nodes.empty()) return;
+  const size_t turn = static_cast<size_t>(number) % options.numa_nodes.size();
+  Append(arguments, "--numa_node", absl::StrCat(options.numa_nodes[turn]));
+}
+
 ProcessTier PlanShards(const UpOptions& options, int threads) {
   ProcessTier tier;
   for (int shard = 0; shard < options.shards; ++shard) {
@@ -51,9 +61,8 @@ ProcessTier PlanShards(const UpOptions& options, int threads) {
     spec.argv = CommonArguments(options, "conclave-expert-shard");
     Append(spec.argv, "--shard_index", absl::StrCat(shard));
     Append(spec.argv, "--num_shards", absl::StrCat(options.shards));
-    Append(spec.argv, "--threads", absl::StrCat(threads));
-    Append(spec.argv, "--cpu_isa", options.cpu_isa);
     Append(spec.argv, "--shared_memory", options.shared_memory);
+    AppendCompute(spec.argv, options, threads, shard);
     tier.processes.push_back(std::move(spec));
   }
   return tier;
@@ -66,9 +75,8 @@ ProcessTier PlanWorkers(const UpOptions& options, int threads) {
     ProcessSpec spec;
     spec.name = absl::StrCat("worker-", worker);
     spec.argv = CommonArguments(options, "conclave-worker");
-    Append(spec.argv, "--threads", absl::StrCat(threads));
-    Append(spec.argv, "--cpu_isa", options.cpu_isa);
     Append(spec.argv, "--shared_memory", options.shared_memory);
+    AppendCompute(spec.argv, options, threads, worker);
     if (options.kv_cache_tokens > 0) {
       Append(spec.argv, "--kv_cache_tokens", absl::StrCat(options.kv_cache_tokens));
     }

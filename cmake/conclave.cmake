@@ -85,6 +85,7 @@ function(conclave_tests folder)
   target_compile_options(${folder}_tests PRIVATE ${CONCLAVE_WARNINGS})
   target_link_libraries(${folder}_tests PRIVATE ${ARG_DEPS} conclave_test_support GTest::gmock
                         GTest::gtest_main)
-  gtest_discover_tests(${folder}_tests TEST_PREFIX ${folder}. DISCOVERY_TIMEOUT 60
+  gtest_discover_tests(${folder}_tests TEST_PREFIX ${folder}. NO_PRETTY_VALUES
+                       DISCOVERY_TIMEOUT 60
                        PROPERTIES TIMEOUT 600)
 endfunction()

@@ -39,6 +39,13 @@ absl::Status FingerprintMismatch(absl::string_view target, absl::string_view fou
                                                     ": it loaded another model"));
 }
 
+absl::Status WeightDtypeMismatch(absl::string_view target, absl::string_view found,
+                                 absl::string_view wanted) {
+  return absl::FailedPreconditionError(
+      absl::StrCat("weight_dtype of shard ", target, " is ", found, ", want ", wanted,
+                   " as this worker's: their tokens would differ"));
+}
+
 absl::Status StalePlacement(uint64_t epoch_assumed, uint64_t epoch_now) {
   return absl::FailedPreconditionError(
       absl::StrCat("placement_epoch is ", epoch_assumed, ", want ", epoch_now));

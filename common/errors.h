@@ -38,6 +38,10 @@ absl::Status ExpertsMissing(int layer, int expert, absl::Duration waited);
 absl::Status FingerprintMismatch(absl::string_view target, absl::string_view found,
                                  absl::string_view wanted);
 
+// FAILED_PRECONDITION: a shard that keeps its weights in another dtype gives other tokens.
+absl::Status WeightDtypeMismatch(absl::string_view target, absl::string_view found,
+                                 absl::string_view wanted);
+
 // FAILED_PRECONDITION: the sender's placement is stale; Describe again, then resend.
 absl::Status StalePlacement(uint64_t epoch_assumed, uint64_t epoch_now);
 

@@ -66,6 +66,9 @@ inline constexpr int kMaxHttpConnections = 16384;
 inline constexpr size_t kMaxHttpHeaderBytes = 64 << 10;
 // kMaxPromptBytes of text in which JSON may escape every other byte.
 inline constexpr size_t kMaxHttpBodyBytes = 16 << 20;
+// Values of one JSON text of a client or of the model. One takes 88 bytes in memory and may be two
+// bytes of text; the longest prompt of ids is a quarter of this.
+inline constexpr int kMaxJsonValues = 1 << 20;
 inline constexpr int kMaxHttpChoices = 16;  // n of one request: each is a request in flight
 
 // ---- worker ----

@@ -17,8 +17,8 @@
 
 namespace conclave {
 
-// Called once by main: names the process in each line, sets the lowest level printed and the form
-// of a line, "text" for people or "json": one object a line.
+// Called once by main, before any thread that may log: names the process in each line, sets the
+// lowest level printed and the form of a line, "text" for people or "json": one object a line.
 // InvalidArgument unless level is debug, info, warning or error and format is one of those two.
 absl::Status InitLog(absl::string_view process_name, absl::string_view level,
                      absl::string_view format = "text");

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/check.h"
+#include "common/cpu_placement.h"
 
 namespace conclave {
 namespace {
@@ -23,10 +24,13 @@ inline void Pause() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) {
+ThreadPool::ThreadPool(int num_threads, absl::Span<const int> cpus) {
   CHECK_GE(num_threads, 1);
   threads_.reserve(num_threads - 1);
-  for (int i = 1; i < num_threads; ++i) threads_.emplace_back([this] { ThreadMain(); });
+  for (int i = 1; i < num_threads; ++i) {
+    const int cpu = cpus.empty() ? -1 : cpus[i % cpus.size()];
+    threads_.emplace_back([this, cpu] { ThreadMain(cpu); });
+  }
 }
 
 ThreadPool::~ThreadPool() {
@@ -91,7 +95,9 @@ void ThreadPool::Leave() {
   loops_left_.notify_one();
 }
 
-void ThreadPool::ThreadMain() {
+void ThreadPool::ThreadMain(int cpu) {
+  // A CPU that went offline since costs speed, not results.
+  if (cpu >= 0) (void)PinThisThread({&cpu, 1});
   uint32_t seen = 0;
   for (;;) {
     for (int spins = 0; spins < kSpins; ++spins) {

@@ -8,6 +8,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/function_ref.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/types/span.h"
 
 namespace conclave {
 
@@ -17,8 +18,10 @@ namespace conclave {
 // core slept or belongs to another process just now, is not waited for.
 class ThreadPool {
  public:
-  // num_threads counts the calling thread: 1 starts none and runs every loop inline.
-  explicit ThreadPool(int num_threads);
+  // num_threads counts the calling thread: 1 starts none and runs every loop inline. With `cpus`
+  // each thread that is started stays on one of them, the first on cpus[1], so that cpus[0] is left
+  // to the caller, which is not pinned.
+  explicit ThreadPool(int num_threads, absl::Span<const int> cpus = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -39,7 +42,7 @@ class ThreadPool {
     int64_t grain;
   };
 
-  void ThreadMain();
+  void ThreadMain(int cpu);  // -1: any
   void RunRanges(const Loop& loop);
 
   // True if a loop is open; then the caller waits until Leave.

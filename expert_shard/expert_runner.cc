@@ -8,8 +8,8 @@
 #include "common/errors.h"
 #include "common/limits.h"
 #include "common/status_macros.h"
+#include "expert_shard/weight_loader.h"
 #include "model/weight_catalog.h"
-#include "model/weight_reader.h"
 
 namespace conclave {
 namespace {
@@ -31,40 +31,40 @@ absl::Status CheckExpertIds(const Qwen3Config& config, absl::Span<const int> exp
   return absl::OkStatus();
 }
 
+// On the calling thread: experts are loaded beside each other.
 absl::StatusOr<ExpertWeights> LoadExpert(const Checkpoint& checkpoint, int layer, int expert,
                                          int64_t hidden_size, int64_t moe_intermediate_size,
-                                         ThreadPool* pool) {
-  const auto read = [&](absl::string_view proj, int64_t rows, int64_t cols) {
-    return ReadMatrix(checkpoint, ExpertWeightName(layer, expert, proj), rows, cols);
+                                         WeightDtype dtype) {
+  const auto part = [&](absl::string_view proj, int64_t rows) {
+    return MatrixPart{ExpertWeightName(layer, expert, proj), rows};
   };
-  ASSIGN_OR_RETURN(const MatrixSource gate, read("gate_proj", moe_intermediate_size, hidden_size));
-  ASSIGN_OR_RETURN(const MatrixSource up, read("up_proj", moe_intermediate_size, hidden_size));
-  ASSIGN_OR_RETURN(const MatrixSource down, read("down_proj", hidden_size, moe_intermediate_size));
+  const MatrixPart gate_up[] = {part("gate_proj", moe_intermediate_size),
+                                part("up_proj", moe_intermediate_size)};
+  const MatrixPart down = part("down_proj", hidden_size);
   ExpertWeights weights;
-  weights.gate_up_proj = PackedMatrix::Pack(
-      {MatrixRows{gate.data(), gate.rows()}, MatrixRows{up.data(), up.rows()}}, hidden_size, pool);
-  weights.down_proj =
-      PackedMatrix::Pack({MatrixRows{down.data(), down.rows()}}, moe_intermediate_size, pool);
+  ASSIGN_OR_RETURN(weights.gate_up_proj,
+                   LoadPacked(checkpoint, gate_up, hidden_size, dtype, nullptr));
+  ASSIGN_OR_RETURN(weights.down_proj,
+                   LoadPacked(checkpoint, {&down, 1}, moe_intermediate_size, dtype, nullptr));
   return weights;
 }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ExpertRunner>> ExpertRunner::Load(const Checkpoint& checkpoint,
-                                                                 const Qwen3Config& config,
-                                                                 absl::Span<const int> expert_ids,
-                                                                 const Device& device,
-                                                                 const LoadProgress& progress) {
+absl::StatusOr<std::unique_ptr<ExpertRunner>> ExpertRunner::Load(
+    const Checkpoint& checkpoint, const Qwen3Config& config, absl::Span<const int> expert_ids,
+    WeightDtype dtype, const Device& device, const LoadProgress& progress) {
   RETURN_IF_ERROR(CheckExpertIds(config, expert_ids));
-  std::unique_ptr<ExpertRunner> runner(new ExpertRunner(config, expert_ids, device));
+  std::unique_ptr<ExpertRunner> runner(new ExpertRunner(config, expert_ids, dtype, device));
   RETURN_IF_ERROR(runner->LoadWeights(checkpoint, progress));
   return runner;
 }
 
 ExpertRunner::ExpertRunner(const Qwen3Config& config, absl::Span<const int> expert_ids,
-                           const Device& device)
+                           WeightDtype dtype, const Device& device)
     : hidden_size_(config.hidden_size),
       moe_intermediate_size_(config.moe_intermediate_size),
+      dtype_(dtype),
       device_(device),
       expert_ids_(expert_ids.begin(), expert_ids.end()),
       slot_of_expert_(config.num_experts, -1),
@@ -79,22 +79,39 @@ ExpertRunner::ExpertRunner(const Qwen3Config& config, absl::Span<const int> expe
 }
 
 absl::Status ExpertRunner::LoadWeights(const Checkpoint& checkpoint, const LoadProgress& progress) {
-  const size_t num_layers =
-      sparse_of_layer_.size() - std::count(sparse_of_layer_.begin(), sparse_of_layer_.end(), -1);
-  const size_t total = num_layers * expert_ids_.size();
-  weights_.reserve(total);
+  std::vector<int> sparse_layers;
   for (size_t layer = 0; layer < sparse_of_layer_.size(); ++layer) {
-    if (sparse_of_layer_[layer] < 0) continue;
-    for (const int expert : expert_ids_) {
-      ASSIGN_OR_RETURN(ExpertWeights weights,
-                       LoadExpert(checkpoint, static_cast<int>(layer), expert, hidden_size_,
-                                  moe_intermediate_size_, device_.pool));
-      const size_t expert_bytes = weights.gate_up_proj.bytes() + weights.down_proj.bytes();
-      weight_bytes_ += expert_bytes;
-      weights_.push_back(std::move(weights));
-      if (progress && !progress(weight_bytes_, total * expert_bytes)) {
-        return absl::CancelledError("loading experts was given up");
-      }
+    if (sparse_of_layer_[layer] >= 0) sparse_layers.push_back(static_cast<int>(layer));
+  }
+  const int64_t num_experts = static_cast<int64_t>(expert_ids_.size());
+  const int64_t total = static_cast<int64_t>(sparse_layers.size()) * num_experts;
+  weights_.resize(total);
+  const auto load_one = [&](int64_t i) -> absl::Status {
+    ASSIGN_OR_RETURN(weights_[i], LoadExpert(checkpoint, sparse_layers[i / num_experts],
+                                             expert_ids_[i % num_experts], hidden_size_,
+                                             moe_intermediate_size_, dtype_));
+    return absl::OkStatus();
+  };
+  // Some experts a thread between two words of progress: the threads wait for the slowest of them.
+  const int num_threads = device_.pool == nullptr ? 1 : device_.pool->num_threads();
+  const int64_t batch = int64_t{8} * num_threads;
+  for (int64_t begin = 0; begin < total; begin += batch) {
+    std::vector<absl::Status> statuses(std::min(batch, total - begin));
+    const auto load_range = [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) statuses[i] = load_one(begin + i);
+    };
+    const int64_t count = static_cast<int64_t>(statuses.size());
+    if (device_.pool == nullptr) {
+      load_range(0, count);
+    } else {
+      device_.pool->ParallelFor(count, 1, load_range);
+    }
+    for (const absl::Status& status : statuses) RETURN_IF_ERROR(status);
+    const ExpertWeights& last = weights_[begin + count - 1];
+    const size_t expert_bytes = last.gate_up_proj.bytes() + last.down_proj.bytes();
+    weight_bytes_ = expert_bytes * (begin + count);
+    if (progress && !progress(weight_bytes_, expert_bytes * total)) {
+      return absl::CancelledError("loading experts was given up");
     }
   }
   return absl::OkStatus();

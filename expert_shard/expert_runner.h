@@ -12,6 +12,7 @@
 #include "common/bfloat16.h"
 #include "kernels/device.h"
 #include "kernels/expert_ffn.h"
+#include "kernels/weight_dtype.h"
 #include "model/qwen3_config.h"
 #include "model/safetensors.h"
 
@@ -25,20 +26,22 @@ using LoadProgress = std::function<bool(size_t bytes_done, size_t bytes_total)>;
 // thread-safe: one Run at a time, since the workspace is shared.
 class ExpertRunner {
  public:
-  // Reads and packs the weights of `expert_ids` (rising global ids) and of no other expert.
+  // Reads and packs the weights of `expert_ids` (rising global ids) and of no other expert, as
+  // LoadPacked (weight_loader.h) keeps them for `dtype`, on all threads of the device.
   // `checkpoint` is not needed afterwards. `progress` may be empty.
   // Errors: InvalidArgument (a dense model; ids not rising, or not below num_experts), DataLoss (a
   // weight is missing or has another shape), Cancelled (progress said so).
   static absl::StatusOr<std::unique_ptr<ExpertRunner>> Load(const Checkpoint& checkpoint,
                                                             const Qwen3Config& config,
                                                             absl::Span<const int> expert_ids,
-                                                            const Device& device,
+                                                            WeightDtype dtype, const Device& device,
                                                             const LoadProgress& progress = {});
 
   const std::vector<int>& expert_ids() const { return expert_ids_; }
   int hidden_size() const { return hidden_size_; }
   // [num_hidden_layers]: the layer's place among those with experts; -1: it has none.
   const std::vector<int>& sparse_of_layer() const { return sparse_of_layer_; }
+  WeightDtype dtype() const { return dtype_; }
   size_t weight_bytes() const { return weight_bytes_; }
 
   // True if Run can compute this expert in this layer. Any ids may be asked.
@@ -55,7 +58,8 @@ class ExpertRunner {
                    BFloat16* output);
 
  private:
-  ExpertRunner(const Qwen3Config& config, absl::Span<const int> expert_ids, const Device& device);
+  ExpertRunner(const Qwen3Config& config, absl::Span<const int> expert_ids, WeightDtype dtype,
+               const Device& device);
 
   absl::Status LoadWeights(const Checkpoint& checkpoint, const LoadProgress& progress);
   const ExpertWeights* FindWeights(int layer, int expert) const;
@@ -65,6 +69,7 @@ class ExpertRunner {
 
   const int hidden_size_;
   const int moe_intermediate_size_;
+  const WeightDtype dtype_;
   const Device device_;
   const std::vector<int> expert_ids_;
   std::vector<int> slot_of_expert_;     // [num_experts]; -1: not here

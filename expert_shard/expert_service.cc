@@ -6,6 +6,7 @@
 #include "common/check.h"
 #include "common/errors.h"
 #include "common/log.h"
+#include "expert_shard/weight_loader.h"
 #include "rpc/grpc_status.h"
 
 namespace conclave {
@@ -30,14 +31,14 @@ v1::ShardDescription MakeShardDescription(const std::string& model_name, const Q
   v1::ModelInfo& model = *description.mutable_model();
   model.set_name(model_name);
   model.set_architecture(std::string(ArchitectureName(config.architecture)));
-  model.set_fingerprint(fingerprint);
+  model.set_fingerprint(FingerprintAs(fingerprint, runner.dtype()));
   model.set_num_hidden_layers(config.num_hidden_layers);
   model.set_hidden_size(config.hidden_size);
   model.set_num_experts(config.num_experts);
   model.set_num_experts_per_tok(config.num_experts_per_tok);
   model.set_vocab_size(config.vocab_size);
   model.set_max_context(config.MaxContext());
-  model.set_weight_dtype("bf16");
+  model.set_weight_dtype(std::string(WeightDtypeName(runner.dtype())));
   for (const int expert : runner.expert_ids()) description.add_expert_ids(expert);
   description.set_placement_epoch(placement_epoch);
   description.set_dtype("bf16");

@@ -74,6 +74,14 @@ size_t DispatchBytes(const v1::ExpertDispatch& header, size_t tensor_bytes,
          static_cast<size_t>(header.pair_rows_size()) * (rules.row_bytes() + 2 * sizeof(uint32_t));
 }
 
+void LogNewRequests(const v1::ExpertDispatch& dispatch) {
+  for (const v1::RequestTag& request : dispatch.new_requests()) {
+    LogEvent("request announced",
+             {{"request_id", request.request_id().substr(0, limits::kMaxRequestIdBytes)},
+              {"trace_id", TraceId(ValidTraceparent(request.traceparent()))}});
+  }
+}
+
 std::shared_ptr<ForwardStream> ForwardStream::Start(const ShardParts* parts,
                                                     absl::AnyInvocable<void()> on_done) {
   std::shared_ptr<ForwardStream> stream(new ForwardStream(parts, std::move(on_done)));
@@ -127,11 +135,7 @@ void ForwardStream::OnReadDone(bool ok) {
 }
 
 void ForwardStream::Accept(DispatchFrame frame, size_t dispatch_bytes) {
-  for (const v1::RequestTag& request : frame.header.new_requests()) {
-    LogEvent("request announced",
-             {{"request_id", request.request_id().substr(0, limits::kMaxRequestIdBytes)},
-              {"trace_id", TraceId(ValidTraceparent(request.traceparent()))}});
-  }
+  LogNewRequests(frame.header);
   const uint64_t sequence = frame.header.sequence();
   absl::Status status = parts_->rules.Check(frame.header, frame.hidden_states.size());
   {

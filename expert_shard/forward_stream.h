@@ -45,6 +45,9 @@ std::vector<grpc::ByteBuffer> EncodeAnswer(uint64_t sequence,
 size_t DispatchBytes(const v1::ExpertDispatch& header, size_t tensor_bytes,
                      const DispatchRules& rules);
 
+// The requests that a dispatch is the first to compute for, one line each.
+void LogNewRequests(const v1::ExpertDispatch& dispatch);
+
 // One worker's stream of dispatches. Reads while the worker's dispatches that are not answered stay
 // below the bounds, then leaves it to gRPC to push back. Reactions decode, check and queue; the
 // batcher's thread answers. It lives until gRPC and the batcher have both let go of it.

@@ -11,13 +11,16 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/cpu_placement.h"
 #include "common/errors.h"
 #include "common/flags.h"
+#include "common/id_list.h"
 #include "common/limits.h"
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/status_macros.h"
 #include "expert_shard/expert_service.h"
+#include "expert_shard/weight_loader.h"
 #include "kernels/device.h"
 #include "model/expert_placement.h"
 #include "model/fingerprint.h"
@@ -44,6 +47,8 @@ struct ShardOptions {
   std::string log_format = "text";
   std::string cpu_isa = "auto";
   std::string shared_memory = "auto";
+  std::string weight_dtype = "auto";
+  CpuPlacementOptions placement;
   int threads = 0;
   double drain_seconds = absl::ToDoubleSeconds(limits::kDefaultDrainDeadline);
 };
@@ -62,8 +67,15 @@ void AddFlags(CLI::App* app, ShardOptions* options) {
   app->add_option("--tls_key_file", options->tls_key_file, "PEM private key");
   app->add_option("--threads", options->threads, "Compute threads; 0: one a core")
       ->capture_default_str();
-  app->add_option("--cpu_isa", options->cpu_isa, "auto, plain, avx2, avx512 or avx512_bf16")
+  app->add_option("--cpu_isa", options->cpu_isa, "auto, plain, avx2, avx512, avx512_bf16 or amx")
       ->capture_default_str();
+  app->add_option("--weight_dtype", options->weight_dtype,
+                  "How weights are kept: auto (as in the checkpoint), bf16, int8 or int4; the same "
+                  "as the workers'")
+      ->capture_default_str();
+  app->add_option("--cpus", options->placement.cpus, "CPUs to run on, as 0-15,32-47");
+  app->add_option("--numa_node", options->placement.numa_node,
+                  "NUMA node whose CPUs and memory to use");
   app->add_option("--drain_seconds", options->drain_seconds,
                   "Time to finish what was accepted before a stop")
       ->capture_default_str();
@@ -79,11 +91,13 @@ void AddFlags(CLI::App* app, ShardOptions* options) {
 }
 
 std::vector<FlagGroup> Groups() {
-  return {{"Model", {"--model", "--experts", "--shard_index", "--num_shards"}},
-          {"Network", {"--listen", "--metrics_listen", "--tls_cert_file", "--tls_key_file"}},
-          {"Compute", {"--threads", "--cpu_isa"}},
-          {"Load", {"--drain_seconds"}},
-          {"Logs", {"--log_level", "--log_format"}}};
+  return {
+      {"Model", {"--model", "--experts", "--shard_index", "--num_shards"}},
+      {"Network",
+       {"--listen", "--metrics_listen", "--shared_memory", "--tls_cert_file", "--tls_key_file"}},
+      {"Compute", {"--threads", "--cpu_isa", "--weight_dtype", "--cpus", "--numa_node"}},
+      {"Load", {"--drain_seconds"}},
+      {"Logs", {"--log_level", "--log_format"}}};
 }
 
 bool ByIndex(const ShardOptions& options) {
@@ -128,9 +142,9 @@ std::vector<absl::Status> CheckFlags(const ShardOptions& options) {
   return found;
 }
 
-absl::Status CheckMemory(const Qwen3Config& config, size_t num_experts) {
+absl::Status CheckMemory(const Qwen3Config& config, size_t num_experts, WeightDtype dtype) {
   MemoryPlan plan;
-  plan.expert_weight_bytes = ExpertWeightBytes(config, static_cast<int>(num_experts));
+  plan.expert_weight_bytes = PackedExpertBytes(config, static_cast<int>(num_experts), dtype);
   ASSIGN_OR_RETURN(const int64_t available, AvailableMemoryBytes());
   return CheckFits(plan, available);
 }
@@ -158,24 +172,30 @@ LoadProgress LogProgress(const ShutdownSignals& signals) {
   };
 }
 
-absl::StatusOr<std::unique_ptr<ExpertRunner>> LoadRunner(
-    const ShardOptions& options, const Qwen3Config& config, const std::vector<int>& experts,
-    const Device& device, const ShutdownSignals& signals, std::string* fingerprint) {
-  RETURN_IF_ERROR(CheckMemory(config, experts.size()));
+absl::StatusOr<std::unique_ptr<ExpertRunner>> LoadRunner(const ShardOptions& options,
+                                                         const Qwen3Config& config,
+                                                         const std::vector<int>& experts,
+                                                         WeightDtype dtype, const Device& device,
+                                                         const ShutdownSignals& signals,
+                                                         std::string* fingerprint) {
+  RETURN_IF_ERROR(CheckMemory(config, experts.size(), dtype));
   ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(options.model));
   ASSIGN_OR_RETURN(*fingerprint, Fingerprint(*checkpoint, config));
-  return ExpertRunner::Load(*checkpoint, config, experts, device, LogProgress(signals));
+  return ExpertRunner::Load(*checkpoint, config, experts, dtype, device, LogProgress(signals));
 }
 
 absl::Status Run(const ShardOptions& options) {
+  ASSIGN_OR_RETURN(const std::vector<int> cpus, PlaceProcess(options.placement));
   ShutdownSignals signals;
   ASSIGN_OR_RETURN(const CpuIsa isa, ParseCpuIsa(options.cpu_isa));
   ASSIGN_OR_RETURN(const Qwen3Config config, LoadQwen3Config(options.model));
   ASSIGN_OR_RETURN(const std::vector<int> experts, ChooseExperts(options, config));
-  const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
-  ThreadPool pool(options.threads > 0 ? options.threads : static_cast<int>(cores));
-  LOG_INFO("model {}, experts {} of {}, {} threads, {}", options.model, FormatExpertList(experts),
-           config.num_experts, pool.num_threads(), std::string(CpuIsaName(isa)));
+  ASSIGN_OR_RETURN(const WeightDtype dtype, ChooseWeightDtype(options.weight_dtype, config));
+  ThreadPool pool(options.threads > 0 ? options.threads : static_cast<int>(cpus.size()),
+                  ThreadCpus(options.placement, cpus));
+  LOG_INFO("model {}, experts {} of {} in {}, {} threads on cpus {}, {}", options.model,
+           FormatExpertList(experts), config.num_experts, std::string(WeightDtypeName(dtype)),
+           pool.num_threads(), FormatIdList(cpus), std::string(CpuIsaName(isa)));
 
   Metrics metrics;
   ShardMetrics shard_metrics(&metrics, config);
@@ -197,7 +217,7 @@ absl::Status Run(const ShardOptions& options) {
 
   std::string fingerprint;
   absl::StatusOr<std::unique_ptr<ExpertRunner>> loaded =
-      LoadRunner(options, config, experts, Device{isa, &pool}, signals, &fingerprint);
+      LoadRunner(options, config, experts, dtype, Device{isa, &pool}, signals, &fingerprint);
   if (absl::IsCancelled(loaded.status())) return absl::OkStatus();
   if (!loaded.ok()) return loaded.status();
   runner = *std::move(loaded);

@@ -59,6 +59,7 @@ absl::Status SharedDispatchSource::Accept(const std::string& header,
   if (!dispatch.ParseFromString(header) || !dispatch.hidden_states().empty()) {
     return absl::InvalidArgumentError("the header of a dispatch does not parse");
   }
+  LogNewRequests(dispatch);
   const uint64_t sequence = dispatch.sequence();
   const size_t dispatch_bytes = DispatchBytes(dispatch, hidden_states.size(), parts_->rules);
   ++unanswered_frames_;

@@ -32,11 +32,11 @@ struct AttentionArgs {
 inline constexpr int kMaxQueryGroup = 32;
 
 // Causal grouped-query attention over the paged cache, online softmax in FP32. Keys are walked in
-// chunks of one KV block at absolute positions, so whole, chunked and cached prefill agree to the
-// bit. Query head h reads KV head h / (num_attention_heads / num_key_value_heads).
-// FLOPs: 4 * head_dim per (query head, visible position).
-// Errors: InvalidArgument (null pointer; a size, block id or head_dim out of range; block_tokens
-// other than limits::kKvBlockTokens).
+// chunks of 64 and summed up in segments of 1024 absolute positions, merged in order, so whole,
+// chunked and cached prefill agree to the bit, as one thread and many do. Query head h reads KV
+// head h / (num_attention_heads / num_key_value_heads). FLOPs: 4 * head_dim per (query head,
+// visible position). Errors: InvalidArgument (null pointer; a size, block id or head_dim out of
+// range; block_tokens other than limits::kKvBlockTokens).
 absl::Status Attention(const AttentionArgs& args, const Device& device);
 absl::Status AttentionReference(const AttentionArgs& args);
 

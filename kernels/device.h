@@ -8,13 +8,14 @@ namespace conclave {
 
 // Instruction sets the CPU kernels are written for, in rising order. Results are equal for every
 // batch, thread count and sharding on one of them; two of them may round differently.
-enum class CpuIsa { kPlain, kAvx2, kAvx512, kAvx512Bf16 };
+enum class CpuIsa { kPlain, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
-// The highest one this CPU and operating system run.
+// The highest one this CPU and operating system run. For AMX the first call asks the kernel to let
+// this process use tiles, which threads started later and earlier may then do too.
 CpuIsa DetectCpuIsa();
 
-// "auto", "plain", "avx2", "avx512", "avx512_bf16". InvalidArgument for another word, or for one
-// that this CPU does not run.
+// "auto", "plain", "avx2", "avx512", "avx512_bf16", "amx". InvalidArgument for another word, or for
+// one that this CPU does not run.
 absl::StatusOr<CpuIsa> ParseCpuIsa(absl::string_view name);
 absl::string_view CpuIsaName(CpuIsa isa);
 

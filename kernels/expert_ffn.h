@@ -41,7 +41,9 @@ struct ExpertFfnArgs {
 
 // Per pair: down_proj(silu(gate_proj x) * up_proj x), FP32 sums, BF16 after SwiGLU and at the end.
 // A pair's result depends on its row and expert alone. Each expert's weights are read once.
-// Errors: InvalidArgument (null pointer, size or row out of range, shapes or groups that disagree).
+// The groups' matrices are of one dtype each; for what dtypes compute see Linear.
+// Errors: InvalidArgument (null pointer, size or row out of range, shapes, dtypes or groups that
+// disagree).
 // Source: Qwen3MoeMLP.forward in transformers.
 absl::Status ExpertFfn(const ExpertFfnArgs& args, const Device& device);
 absl::Status ExpertFfnReference(const ExpertFfnArgs& args);

@@ -17,9 +17,12 @@ struct LinearArgs {                 // arrays are row-major
   bool accumulate = false;  // output += the product: the residual stream
 };
 
-// output[r, o] = sum over k of input[r, k] * weight[o, k], FP32 sums over rising k.
-// Bytes: weight.bytes() once for up to a tile of rows. FLOPs: 2 * num_rows * out * in.
-// Errors: InvalidArgument (null pointer or negative size).
+// output[r, o] = sum over k of input[r, k] * weight[o, k]: FP32 sums over rising k for BF16 and FP8
+// weights. Int8 and int4 weights: each group of a row is quantized as QuantizeInt8 does, its
+// products are summed as whole numbers, and over rising groups sum += products * weight scale * row
+// scale in FP32, each step rounded: the same bits on every instruction set. Bytes: weight.bytes()
+// once for up to a tile of rows. FLOPs: 2 * num_rows * out * in. Errors: InvalidArgument (null
+// pointer or negative size).
 absl::Status Linear(const LinearArgs& args, const Device& device);
 absl::Status LinearReference(const LinearArgs& args);  // same contract, plain loops
 

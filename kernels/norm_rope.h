@@ -12,15 +12,31 @@ namespace conclave {
 // Widest head served; Qwen3 has 128. Bounds the attention kernels' stack.
 inline constexpr int kMaxHeadDim = 256;
 
-// One decoder layer's KV cache: blocks of block_tokens tokens. Both arrays are BF16, row-major
-// [num_blocks, num_key_value_heads, block_tokens, head_dim].
+// One decoder layer's KV cache: blocks of block_tokens tokens, BF16, in the layouts that attention
+// streams. A key lies across its block, so that one 64-byte line holds a pair of the head for 16
+// tokens; two neighbouring tokens' values are interleaved:
+//   k [num_blocks, num_key_value_heads, head_dim / 2, block_tokens, 2]
+//   v [num_blocks, num_key_value_heads, block_tokens / 2, head_dim, 2]
 struct KvCacheLayer {
   BFloat16* k = nullptr;
   BFloat16* v = nullptr;
   int64_t num_blocks = 0;
   int num_key_value_heads = 0;
-  int block_tokens = 0;
-  int head_dim = 0;  // even, at most kMaxHeadDim
+  int block_tokens = 0;  // even
+  int head_dim = 0;      // even, at most kMaxHeadDim
+
+  // Index of value i of a head's key or value at slot block * block_tokens + offset.
+  int64_t KeyIndex(int64_t slot, int kv_head, int i) const {
+    return HeadIndex(slot, kv_head) + int64_t{i / 2} * 2 * block_tokens + slot % block_tokens * 2 +
+           i % 2;
+  }
+  int64_t ValueIndex(int64_t slot, int kv_head, int i) const {
+    const int64_t offset = slot % block_tokens;
+    return HeadIndex(slot, kv_head) + (offset / 2 * head_dim + i) * 2 + offset % 2;
+  }
+  int64_t HeadIndex(int64_t slot, int kv_head) const {
+    return (slot / block_tokens * num_key_value_heads + kv_head) * block_tokens * head_dim;
+  }
 };
 
 struct NormRopeArgs {

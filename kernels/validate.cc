@@ -26,6 +26,9 @@ absl::Status ValidateCache(const KvCacheLayer& cache) {
   RETURN_IF_ERROR(AtLeast("num_blocks", cache.num_blocks, 0));
   RETURN_IF_ERROR(AtLeast("num_key_value_heads", cache.num_key_value_heads, 1));
   RETURN_IF_ERROR(AtLeast("block_tokens", cache.block_tokens, 1));
+  if (cache.block_tokens % 2 != 0) {
+    return errors::OutOfRange("block_tokens", cache.block_tokens, "even");
+  }
   RETURN_IF_ERROR(InRange("head_dim", cache.head_dim, 2, kMaxHeadDim));
   if (cache.head_dim % 2 != 0) return errors::OutOfRange("head_dim", cache.head_dim, "even");
   if (cache.num_blocks > 0) {
@@ -59,6 +62,12 @@ absl::Status ValidateShape(absl::string_view what, const PackedMatrix& matrix, i
                                                  ", ", in_features, "]"));
 }
 
+absl::Status ValidateDtype(absl::string_view what, const PackedMatrix& matrix, WeightDtype dtype) {
+  if (matrix.dtype() == dtype) return absl::OkStatus();
+  return errors::OutOfRange(absl::StrCat(what, ".dtype"), WeightDtypeName(matrix.dtype()),
+                            absl::StrCat(WeightDtypeName(dtype), " as in the first group"));
+}
+
 absl::Status ValidateGroups(const ExpertFfnArgs& args) {
   int64_t next_pair = 0;
   for (const ExpertGroup& group : args.groups) {
@@ -69,6 +78,10 @@ absl::Status ValidateGroups(const ExpertFfnArgs& args) {
                                   2 * args.moe_intermediate_size, args.hidden_size));
     RETURN_IF_ERROR(ValidateShape("down_proj", group.weights->down_proj, args.hidden_size,
                                   args.moe_intermediate_size));
+    RETURN_IF_ERROR(ValidateDtype("gate_up_proj", group.weights->gate_up_proj,
+                                  args.groups[0].weights->gate_up_proj.dtype()));
+    RETURN_IF_ERROR(ValidateDtype("down_proj", group.weights->down_proj,
+                                  args.groups[0].weights->down_proj.dtype()));
     next_pair += group.num_pairs;
   }
   const int64_t num_pairs = static_cast<int64_t>(args.pair_rows.size());

@@ -3,27 +3,12 @@
 #include <algorithm>
 #include <set>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
-#include "absl/strings/str_split.h"
 #include "common/check.h"
 #include "common/errors.h"
-#include "common/status_macros.h"
+#include "common/id_list.h"
 
 namespace conclave {
-namespace {
-
-absl::StatusOr<int> ParseExpertId(absl::string_view text, int num_experts) {
-  int id = -1;
-  if (!absl::SimpleAtoi(text, &id) || id < 0 || id >= num_experts) {
-    return errors::OutOfRange("expert id", absl::StrCat("\"", text, "\""),
-                              absl::StrCat("0..", num_experts - 1));
-  }
-  return id;
-}
-
-}  // namespace
 
 std::vector<int> ExpertsOfShard(int num_experts, int num_shards, int shard_idx) {
   CHECK_GE(num_experts, 0);
@@ -37,33 +22,10 @@ std::vector<int> ExpertsOfShard(int num_experts, int num_shards, int shard_idx) 
 }
 
 absl::StatusOr<std::vector<int>> ParseExpertList(absl::string_view text, int num_experts) {
-  std::set<int> experts;
-  for (const absl::string_view item : absl::StrSplit(text, ',')) {
-    const std::vector<absl::string_view> ends = absl::StrSplit(item, absl::MaxSplits('-', 1));
-    ASSIGN_OR_RETURN(const int first, ParseExpertId(ends.front(), num_experts));
-    ASSIGN_OR_RETURN(const int last, ParseExpertId(ends.back(), num_experts));
-    if (last < first) {
-      return errors::OutOfRange("expert range", absl::StrCat("\"", item, "\""), "first <= last");
-    }
-    for (int id = first; id <= last; ++id) {
-      if (experts.insert(id).second) continue;
-      return errors::OutOfRange("expert list", absl::StrCat("\"", text, "\""),
-                                absl::StrCat("each id once, ", id, " is there twice"));
-    }
-  }
-  return std::vector<int>(experts.begin(), experts.end());
+  return ParseIdList("expert", text, num_experts);
 }
 
-std::string FormatExpertList(absl::Span<const int> experts) {
-  std::vector<std::string> ranges;
-  for (size_t begin = 0, end = 0; begin < experts.size(); begin = end) {
-    end = begin + 1;
-    while (end < experts.size() && experts[end] == experts[end - 1] + 1) ++end;
-    ranges.push_back(end - begin == 1 ? absl::StrCat(experts[begin])
-                                      : absl::StrCat(experts[begin], "-", experts[end - 1]));
-  }
-  return absl::StrJoin(ranges, ",");
-}
+std::string FormatExpertList(absl::Span<const int> experts) { return FormatIdList(experts); }
 
 absl::StatusOr<ExpertPlacement> ExpertPlacement::Make(int num_experts,
                                                       absl::Span<const ShardExperts> shards) {

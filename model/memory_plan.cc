@@ -30,7 +30,7 @@ int64_t StoredBytes(const Qwen3Config& config, const WeightSpec& spec) {
   return Elements(spec) + 4 * num_scales;
 }
 
-int64_t* KindOf(const WeightSpec& spec, WeightBytes& bytes) {
+int64_t* KindOf(const WeightSpec& spec, BytesByKind& bytes) {
   if (spec.expert >= 0) return &bytes.experts;
   if (absl::StrContains(spec.name, "norm")) return &bytes.norms;
   if (absl::StrContains(spec.name, "self_attn")) return &bytes.attention;
@@ -95,8 +95,8 @@ int64_t ExpertWeightBytes(const Qwen3Config& config, int num_experts) {
   return int64_t{config.NumSparseLayers()} * num_experts * ExpertBytes(config);
 }
 
-WeightBytes StoredWeightBytes(const Qwen3Config& config) {
-  WeightBytes bytes;
+BytesByKind StoredWeightBytes(const Qwen3Config& config) {
+  BytesByKind bytes;
   for (const WeightSpec& spec : WeightCatalog(config)) {
     const int64_t size = StoredBytes(config, spec);
     *KindOf(spec, bytes) += size;

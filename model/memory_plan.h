@@ -22,7 +22,7 @@ int64_t ExpertWeightBytes(const Qwen3Config& config, int num_experts);
 
 // The weights of one copy of the model by what they are, in the bytes they are stored in: BF16, or
 // for the projections FP8 with an FP32 scale per 128 x 128 block if config.quantization says so.
-struct WeightBytes {
+struct BytesByKind {
   int64_t attention = 0;   // q, k, v and o projections
   int64_t dense_mlp = 0;   // of layers without experts
   int64_t experts = 0;     // every expert of every sparse layer
@@ -34,7 +34,7 @@ struct WeightBytes {
   int64_t Worker() const { return attention + dense_mlp + gates + norms + embeddings; }
   int64_t Total() const { return Worker() + experts; }
 };
-WeightBytes StoredWeightBytes(const Qwen3Config& config);
+BytesByKind StoredWeightBytes(const Qwen3Config& config);
 
 // 2 (K and V) * layers * num_key_value_heads * head_dim * 2 bytes.
 int64_t KvBytesPerToken(const Qwen3Config& config);

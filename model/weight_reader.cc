@@ -3,13 +3,16 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <string>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/errors.h"
 #include "common/status_macros.h"
+#include "model/page_hints.h"
 
 namespace conclave {
 namespace {
@@ -79,6 +82,24 @@ void DequantizeRow(const TensorView& tensor, const TensorView& scales, int64_t r
     const int64_t end = std::min(begin + kFp8BlockSize, cols);
     for (int64_t col = begin; col < end; ++col) out[col] = ToBFloat16(table[bytes[col]] * scale);
   }
+}
+
+// Calls fn(begin, end) on ranges of rows of about 4 MiB: enough to keep the kernel busy for a
+// millisecond, few enough for many threads.
+void ForRows(ThreadPool* pool, int64_t rows, size_t bytes,
+             absl::FunctionRef<void(int64_t begin, int64_t end)> fn) {
+  constexpr size_t kRangeBytes = 4 << 20;
+  if (pool == nullptr || bytes <= kRangeBytes) return fn(0, rows);
+  const int64_t ranges = static_cast<int64_t>((bytes + kRangeBytes - 1) / kRangeBytes);
+  pool->ParallelFor(rows, std::max<int64_t>(1, rows / ranges), fn);
+}
+
+// Maps a tensor's pages before they are read.
+void Populate(const TensorView& tensor, int64_t rows, ThreadPool* pool) {
+  const size_t row_bytes = tensor.bytes / static_cast<size_t>(std::max<int64_t>(1, rows));
+  ForRows(pool, rows, tensor.bytes, [&](int64_t begin, int64_t end) {
+    PopulatePages(tensor.data + begin * row_bytes, (end - begin) * row_bytes);
+  });
 }
 
 absl::Status Wrong(const Checkpoint& checkpoint, const TensorView& tensor,
@@ -161,15 +182,54 @@ absl::Status ReadRows(const Checkpoint& checkpoint, absl::string_view name, int6
 }
 
 absl::StatusOr<MatrixSource> ReadMatrix(const Checkpoint& checkpoint, absl::string_view name,
-                                        int64_t rows, int64_t cols) {
+                                        int64_t rows, int64_t cols, ThreadPool* pool) {
   ASSIGN_OR_RETURN(const TensorView tensor, FindWeight(checkpoint, name, {rows, cols}));
+  Populate(tensor, rows, pool);
   if (tensor.dtype == DType::kBF16 &&
       reinterpret_cast<uintptr_t>(tensor.data) % alignof(BFloat16) == 0) {
     return MatrixSource(reinterpret_cast<const BFloat16*>(tensor.data), rows, cols);
   }
+  // Whatever can be wrong with the weight is found here; reading its rows cannot fail then.
+  RETURN_IF_ERROR(CheckWeight(checkpoint, name, {rows, cols}));
   std::vector<BFloat16> owned(static_cast<size_t>(rows * cols));
-  RETURN_IF_ERROR(ReadRows(checkpoint, name, rows, cols, 0, rows, owned.data()));
+  ForRows(pool, rows, tensor.bytes, [&](int64_t begin, int64_t end) {
+    const absl::Status read =
+        ReadRows(checkpoint, name, rows, cols, begin, end, owned.data() + begin * cols);
+    CHECK(read.ok()) << read.ToString();
+  });
+  ReleasePages(tensor.data, tensor.bytes);
   return MatrixSource(std::move(owned), rows, cols);
+}
+
+bool IsStoredAsFp8(const Checkpoint& checkpoint, absl::string_view name) {
+  const absl::StatusOr<TensorView> tensor = checkpoint.Find(name);
+  return tensor.ok() && tensor->dtype == DType::kF8E4M3;
+}
+
+absl::StatusOr<Fp8Source> ReadFp8Matrix(const Checkpoint& checkpoint, absl::string_view name,
+                                        int64_t rows, int64_t cols, ThreadPool* pool) {
+  ASSIGN_OR_RETURN(const TensorView tensor, FindWeight(checkpoint, name, {rows, cols}));
+  if (tensor.dtype != DType::kF8E4M3) return Wrong(checkpoint, tensor, {rows, cols}, "F8_E4M3");
+  ASSIGN_OR_RETURN(const TensorView scales, FindScales(checkpoint, name, rows, cols));
+  Populate(tensor, rows, pool);
+  Fp8Source source;
+  source.data = tensor.data;
+  source.rows = rows;
+  source.cols = cols;
+  source.scales.resize(BlocksOf(rows) * BlocksOf(cols));
+  for (size_t i = 0; i < source.scales.size(); ++i) {
+    source.scales[i] = LoadFloat(scales, static_cast<int64_t>(i));
+    if (std::fabs(source.scales[i]) < 0x1p100f) continue;
+    return errors::BadCheckpoint(checkpoint.PartOf(name), scales.name,
+                                 absl::StrCat("scale ", source.scales[i]), "below 2^100");
+  }
+  return source;
+}
+
+void Fp8Source::Release() const { ReleasePages(data, static_cast<size_t>(rows * cols)); }
+
+void MatrixSource::Release() const {
+  if (mapped()) ReleasePages(data_, static_cast<size_t>(rows_ * cols_) * sizeof(BFloat16));
 }
 
 absl::StatusOr<std::vector<BFloat16>> ReadVector(const Checkpoint& checkpoint,

@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "common/bfloat16.h"
+#include "common/thread_pool.h"
 #include "model/safetensors.h"
 
 namespace conclave {
@@ -34,6 +35,10 @@ class MatrixSource {
   int64_t cols() const { return cols_; }
   bool mapped() const { return owned_.empty() && rows_ * cols_ > 0; }
 
+  // Says that the values were used: a mapped matrix leaves this process's memory (reading it again
+  // is allowed, and maps it again).
+  void Release() const;
+
  private:
   std::vector<BFloat16> owned_;
   const BFloat16* data_;
@@ -43,10 +48,29 @@ class MatrixSource {
 // The matrix `name`, which must have the shape [rows, cols]. Stored as BF16, F16, F32, or F8_E4M3
 // with `name`_scale_inv ([ceil(rows / 128), ceil(cols / 128)], F32, BF16 or F16). Conversion
 // rounds to nearest, ties to even; an FP8 weight is value * scale in FP32, rounded once.
+// The pages of the part are mapped or converted by the threads of `pool`, by the calling one if it
+// is null, and those of a converted matrix released.
 // DataLoss naming part, tensor, what was found and wanted: absent, another shape or dtype.
 // Thread-safe.
 absl::StatusOr<MatrixSource> ReadMatrix(const Checkpoint& checkpoint, absl::string_view name,
-                                        int64_t rows, int64_t cols);
+                                        int64_t rows, int64_t cols, ThreadPool* pool = nullptr);
+
+// An FP8 matrix as it is stored: E4M3 [rows, cols] in the mapped part, and its scales
+// [ceil(rows / 128), ceil(cols / 128)] as FP32. The checkpoint must outlive it.
+struct Fp8Source {
+  const uint8_t* data = nullptr;
+  std::vector<float> scales;
+  int64_t rows = 0, cols = 0;
+  void Release() const;  // as MatrixSource's
+};
+
+// True if the tensor is there and its dtype is F8_E4M3.
+bool IsStoredAsFp8(const Checkpoint& checkpoint, absl::string_view name);
+
+// The FP8 matrix `name`, its pages mapped by the threads of `pool`. Errors as ReadMatrix, and
+// DataLoss for one that is not stored as F8_E4M3, or a scale that is not below 2^100.
+absl::StatusOr<Fp8Source> ReadFp8Matrix(const Checkpoint& checkpoint, absl::string_view name,
+                                        int64_t rows, int64_t cols, ThreadPool* pool = nullptr);
 
 // Rows [row_begin, row_end) of the same matrix into `out` [row_end - row_begin, cols], for callers
 // that place weights themselves or convert a large one with several threads.

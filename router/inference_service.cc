@@ -109,8 +109,9 @@ grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   const auto act = [this, context, request, response, reactor] {
     absl::StatusOr<v1::TokenizeResponse> tokenized = engine_->Tokenize(*request);
-    if (tokenized.ok()) *response = *std::move(tokenized);
-    FinishUnary(context, reactor, "Tokenize", tokenized.status());
+    const absl::Status status = tokenized.status();
+    if (status.ok()) *response = *std::move(tokenized);
+    FinishUnary(context, reactor, "Tokenize", status);
   };
   if (request->text().size() <= limits::kMaxInlinePromptBytes) {
     act();
@@ -125,8 +126,9 @@ grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerConte
                                                        v1::DetokenizeResponse* response) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   absl::StatusOr<v1::DetokenizeResponse> text = engine_->Detokenize(*request);
-  if (text.ok()) *response = *std::move(text);
-  FinishUnary(context, reactor, "Detokenize", text.status());
+  const absl::Status status = text.status();
+  if (status.ok()) *response = *std::move(text);
+  FinishUnary(context, reactor, "Detokenize", status);
   return reactor;
 }
 

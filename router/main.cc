@@ -122,14 +122,16 @@ void DefineFlags(CLI::App& app, Flags* flags) {
 }
 
 std::vector<FlagGroup> Groups() {
-  return {{"Model", {"--model", "--model_name", "--chat_template"}},
-          {"Network", {"--listen", "--http_listen", "--http_threads", "--http_cors_origin"}},
-          {"Workers", {"--workers", "--failover_wait_seconds"}},
-          {"Load", {"--max_inflight", "--prompt_threads", "--drain_seconds"}},
-          {"Thinking",
-           {"--default_mode", "--budget_ceilings", "--adaptive_budget_queue",
-            "--adaptive_budget_floor"}},
-          {"Logs", {"--log_level", "--log_format"}}};
+  return {
+      {"Model", {"--model", "--model_name", "--chat_template"}},
+      {"Network", {"--listen", "--http_listen", "--http_threads", "--http_cors_origin"}},
+      {"Workers",
+       {"--workers", "--failover_wait_seconds", "--prefix_tokens_per_request", "--prefill_ahead"}},
+      {"Load", {"--max_inflight", "--prompt_threads", "--drain_seconds"}},
+      {"Thinking",
+       {"--default_mode", "--budget_ceilings", "--adaptive_budget_queue",
+        "--adaptive_budget_floor"}},
+      {"Logs", {"--log_level", "--log_format"}}};
 }
 
 absl::Status CheckTargets(const std::vector<std::string>& targets) {

@@ -5,39 +5,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "router/openai_error.h"
-#include "router/router_metrics.h"
+#include "rpc/thinking_names.h"
 
 namespace conclave {
 namespace {
 
 constexpr char kDoneFrame[] = "data: [DONE]\n\n";
 constexpr float kLeastLogprob = -9999;
-
-absl::string_view SourceName(v1::ThinkingSource source) {
-  switch (source) {
-    case v1::THINKING_SOURCE_REQUEST:
-      return "request";
-    case v1::THINKING_SOURCE_SOFT_SWITCH:
-      return "soft_switch";
-    case v1::THINKING_SOURCE_DEFAULT:
-      return "default";
-    case v1::THINKING_SOURCE_MODEL:
-      return "model";
-    default:
-      return "none";  // a raw prompt has no mode
-  }
-}
-
-absl::string_view LimitName(v1::BudgetLimit limit) {
-  switch (limit) {
-    case v1::BUDGET_LIMIT_CEILING:
-      return "ceiling";
-    case v1::BUDGET_LIMIT_ADAPTIVE:
-      return "adaptive";
-    default:
-      return "none";
-  }
-}
 
 }  // namespace
 
@@ -72,14 +46,14 @@ std::string FinishReason(v1::ChatFinishReason reason) {
 }
 
 OpenAiJson ThinkingJson(const v1::ThinkingReport& report) {
-  return {{"mode", std::string(ModeLabel(report))},
-          {"source", std::string(SourceName(report.source()))},
+  return {{"mode", std::string(ThinkingModeWord(report.mode()))},
+          {"source", std::string(ThinkingSourceWord(report.source()))},
           {"budget", report.budget()},
           {"requested_budget", report.requested_budget()},
-          {"limited_by", std::string(LimitName(report.limited_by()))},
+          {"limited_by", std::string(BudgetLimitWord(report.limited_by()))},
           {"used", report.used()},
           {"forced", report.forced()},
-          {"ended_by", std::string(ThinkingEndLabel(report.ended_by()))}};
+          {"ended_by", std::string(ThinkingEndWord(report.ended_by()))}};
 }
 
 double LogprobNumber(float logprob) { return std::max(logprob, kLeastLogprob); }

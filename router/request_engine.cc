@@ -202,6 +202,7 @@ v1::GetModelResponse RequestEngine::GetModel() const {
   v1::GetModelResponse response;
   *response.mutable_model() = model_->Info();
   response.mutable_model()->set_fingerprint(pool_->fingerprint());
+  response.mutable_model()->set_weight_dtype(pool_->weight_dtype());
   response.set_max_context(static_cast<uint32_t>(max_context()));
   response.set_chat_template(std::string(ChatTemplateName(model_->template_kind)));
   const ThinkingDecision decision =

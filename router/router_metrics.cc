@@ -2,6 +2,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "rpc/thinking_names.h"
 
 namespace conclave {
 namespace {
@@ -11,32 +12,6 @@ const prometheus::Histogram::BucketBoundaries kRatioBuckets = {0.1, 0.2, 0.3, 0.
                                                                0.7, 0.8, 0.9, 0.999, 1.0};
 
 }  // namespace
-
-absl::string_view ModeLabel(const v1::ThinkingReport& report) {
-  switch (report.mode()) {
-    case v1::THINKING_MODE_THINKING:
-      return "thinking";
-    case v1::THINKING_MODE_OFF:
-      return "off";
-    default:
-      return "raw";
-  }
-}
-
-absl::string_view ThinkingEndLabel(v1::ThinkingEnd end) {
-  switch (end) {
-    case v1::THINKING_END_NATURAL:
-      return "natural";
-    case v1::THINKING_END_BUDGET:
-      return "budget";
-    case v1::THINKING_END_ANSWER_RESERVE:
-      return "answer_reserve";
-    case v1::THINKING_END_CLIENT:
-      return "client";
-    default:
-      return "none";
-  }
-}
 
 std::string OutcomeLabel(absl::StatusCode code) {
   return absl::AsciiStrToLower(absl::StatusCodeToString(code));
@@ -130,7 +105,7 @@ prometheus::Counter& RouterMetrics::ThinkingEnded(v1::ThinkingEnd end) {
   return metrics_->Counter(
       "conclave_router_thinking_ended_total",
       "Requests that thought, by what ended it (none: still thinking at the end)",
-      {{"ended_by", std::string(ThinkingEndLabel(end))}});
+      {{"ended_by", std::string(ThinkingEndWord(end))}});
 }
 
 prometheus::Histogram& RouterMetrics::FirstAnswer(absl::string_view mode) {
@@ -142,7 +117,7 @@ prometheus::Histogram& RouterMetrics::FirstAnswer(absl::string_view mode) {
 void RouterMetrics::CountFinished(const v1::Finished& finished) {
   const v1::Usage& usage = finished.usage();
   const v1::ThinkingReport& report = finished.thinking();
-  CountTokens(usage, report.forced(), ModeLabel(report));
+  CountTokens(usage, report.forced(), ThinkingModeWord(report.mode()));
   num_thinking_tokens_ += usage.thinking_tokens();
   num_answer_tokens_ += usage.answer_tokens();
   if (usage.thinking_tokens() == 0 && report.ended_by() == v1::THINKING_END_NONE) return;
@@ -159,7 +134,7 @@ void RouterMetrics::ObserveFirstToken(absl::Duration since_start) {
 
 void RouterMetrics::ObserveFirstAnswerToken(const v1::ThinkingReport& report,
                                             absl::Duration since_start) {
-  FirstAnswer(ModeLabel(report)).Observe(absl::ToDoubleSeconds(since_start));
+  FirstAnswer(ThinkingModeWord(report.mode())).Observe(absl::ToDoubleSeconds(since_start));
 }
 
 void RouterMetrics::ObserveInterToken(absl::Duration gap) {

@@ -12,10 +12,6 @@
 
 namespace conclave {
 
-// "thinking", "off"; "raw" for Generate, which has no template. Label values of {mode}.
-absl::string_view ModeLabel(const v1::ThinkingReport& report);
-// "none", "natural", "budget", "answer_reserve", "client".
-absl::string_view ThinkingEndLabel(v1::ThinkingEnd end);
 // "ok", "cancelled", ...: the status code in small letters.
 std::string OutcomeLabel(absl::StatusCode code);
 

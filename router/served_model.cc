@@ -94,7 +94,6 @@ v1::ModelInfo ServedModel::Info() const {
   info.set_num_experts_per_tok(config.num_experts_per_tok);
   info.set_vocab_size(config.vocab_size);
   info.set_max_context(config.MaxContext());
-  info.set_weight_dtype("bf16");
   return info;
 }
 

@@ -307,7 +307,10 @@ void WorkerPool::SetUp(Worker& worker, bool up, std::string error) {
   if (worker.up && !up) prefixes_.Forget(static_cast<int>(&worker - workers_.data()));
   worker.up = up;
   worker.error = std::move(error);
-  if (up) fingerprint_ = worker.description.model().fingerprint();
+  if (up) {
+    fingerprint_ = worker.description.model().fingerprint();
+    weight_dtype_ = worker.description.model().weight_dtype();
+  }
   metrics_->workers_up().Set(std::count_if(workers_.begin(), workers_.end(),
                                            [](const Worker& other) { return other.up; }));
   metrics_->workers_with_other_model().Set(std::count_if(
@@ -364,6 +367,11 @@ int64_t WorkerPool::max_context() const {
 std::string WorkerPool::fingerprint() const {
   absl::MutexLock lock(&mutex_);
   return fingerprint_;
+}
+
+std::string WorkerPool::weight_dtype() const {
+  absl::MutexLock lock(&mutex_);
+  return weight_dtype_;
 }
 
 std::vector<v1::ClusterStatus::WorkerStatus> WorkerPool::Snapshot() const {

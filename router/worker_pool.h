@@ -117,6 +117,7 @@ class WorkerPool {
   int64_t max_context() const;
   // Of the model the workers loaded; empty while none is known.
   std::string fingerprint() const;
+  std::string weight_dtype() const;
   std::vector<v1::ClusterStatus::WorkerStatus> Snapshot() const;
 
   Timers& timers() { return timers_; }
@@ -180,6 +181,7 @@ class WorkerPool {
   absl::AnyInvocable<void()> on_first_ready_ ABSL_GUARDED_BY(mutex_);
   absl::AnyInvocable<void(double)> on_queue_ ABSL_GUARDED_BY(mutex_);
   std::string fingerprint_ ABSL_GUARDED_BY(mutex_);  // of the workers that are up
+  std::string weight_dtype_ ABSL_GUARDED_BY(mutex_);
   WaitId next_wait_ ABSL_GUARDED_BY(mutex_) = 1;
   uint64_t ticks_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/charconv.h"
 #include "absl/strings/str_cat.h"
+#include "common/limits.h"
 #include "common/status_macros.h"
 #include "text/utf8.h"
 
@@ -64,6 +65,9 @@ class Parser {
     if (depth > kMaxDepth) return Error(absl::StrCat("at most ", kMaxDepth, " levels"));
     SkipSpace();
     if (at_ >= text_.size()) return Error("a value");
+    if (++num_values_ > limits::kMaxJsonValues) {
+      return Error(absl::StrCat("at most ", limits::kMaxJsonValues, " values"));
+    }
     switch (text_[at_]) {
       case '{':
         return ParseObject(depth);
@@ -190,6 +194,7 @@ class Parser {
 
   absl::string_view text_;
   size_t at_ = 0;
+  int num_values_ = 0;
 };
 
 void AppendString(absl::string_view text, std::string* out) {

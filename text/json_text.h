@@ -57,7 +57,8 @@ absl::string_view KindName(JsonValue::Kind kind);
 
 // One JSON value (RFC 8259) with nothing but whitespace around it. Of equal keys the first gives
 // the place and the last the value, as in Python. InvalidArgument naming what is wrong and the
-// byte offset, also for invalid UTF-8, lone surrogates and more than 256 levels of nesting.
+// byte offset, also for invalid UTF-8, lone surrogates, more than 256 levels of nesting and more
+// than limits::kMaxJsonValues values.
 absl::StatusOr<JsonValue> ParseJson(absl::string_view text);
 
 enum class NumberSpelling {

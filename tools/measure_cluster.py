@@ -35,7 +35,8 @@ class Cluster:
              "--shards", shards, "--threads", str(args.threads), "--log_level", "error",
              "--shared_memory", "off" if way == "grpc" else "auto",
              "--kv_cache_tokens", str(args.kv_cache_tokens),
-             "--prefix_cache", "false"],  # the same prompts are sent again and again
+             "--prefix_cache", "false",  # the same prompts are sent again and again
+             *args.up_flags],
             stdout=subprocess.PIPE, text=True)
         for line in self.process.stdout:
             match = re.match(r"(\S+) +gRPC (\S+).*metrics (\S+)", line)
@@ -85,6 +86,22 @@ class Cluster:
         self.process.wait()
 
 
+def median(repeat, measure):
+    return statistics.median(measure() for _ in range(repeat))
+
+
+def measure(args, name):
+    """Starts one cluster, measures it and stops it: medians, tokens a second."""
+    cluster = Cluster(args, name)
+    try:
+        cluster.seconds(args.prompt, 2)  # warm
+        return {"prefill": median(args.repeat, cluster.prefill_rate),
+                "decode": [median(args.repeat, lambda c=c: cluster.decode_rate(c))
+                           for c in args.concurrency]}
+    finally:
+        cluster.stop()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--bin", type=pathlib.Path, default="build/release/bin")
@@ -96,6 +113,8 @@ def main():
     parser.add_argument("--new_tokens", type=int, default=32)
     parser.add_argument("--kv_cache_tokens", type=int, default=16384)
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--up_flags", nargs=argparse.REMAINDER, default=[],
+                        help="the rest of the line goes to `conclave up`")
     args = parser.parse_args()
     measures = {f"decode x{c}": lambda cluster, c=c: cluster.decode_rate(c)
                 for c in args.concurrency}

@@ -72,6 +72,7 @@ GrpcExpertExchange::GrpcExpertExchange(GrpcExpertExchangeOptions options,
     connection.shard_idx = static_cast<int>(shard);
     connection.target = options_.shards[shard];
     connection.fingerprint = options_.fingerprint;
+    connection.weight_dtype = options_.weight_dtype;
     connection.num_experts = options_.config.num_experts;
     connection.shared_memory = options_.shared_memory;
     connections_.push_back(

@@ -24,8 +24,9 @@
 namespace conclave {
 
 struct GrpcExpertExchangeOptions {
-  std::vector<std::string> shards;  // gRPC targets; several may hold the same experts
-  std::string fingerprint;          // of the model: shards with another are refused
+  std::vector<std::string> shards;    // gRPC targets; several may hold the same experts
+  std::string fingerprint;            // of the model: shards with another are refused
+  std::string weight_dtype = "bf16";  // this worker's, for the words of that refusal
   Qwen3Config config;
   // A layer whose experts nobody serves waits this long for a shard to return.
   absl::Duration shard_wait = limits::kDefaultShardWait;

@@ -21,7 +21,7 @@ class KvCache {
   KvCacheLayer shape_;
   int64_t num_blocks_;
   int64_t values_per_array_;
-  std::unique_ptr<BFloat16[]> values_;  // [num_layers][k, v][num_blocks, kv_heads, block, head_dim]
+  std::unique_ptr<BFloat16[]> values_;  // [num_layers][k, v], each as KvCacheLayer lays it out
 };
 
 }  // namespace conclave

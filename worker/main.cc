@@ -22,12 +22,13 @@ namespace {
 std::vector<conclave::FlagGroup> Groups() {
   return {{"Model", {"--model"}},
           {"Network", {"--listen", "--metrics_listen"}},
-          {"Experts", {"--shards", "--local_experts", "--shard_wait_seconds"}},
+          {"Experts", {"--shards", "--local_experts", "--shared_memory", "--shard_wait_seconds"}},
           {"Compute",
-           {"--device", "--threads", "--cpu_isa", "--load_format", "--gpu_memory_utilization"}},
+           {"--device", "--threads", "--cpu_isa", "--weight_dtype", "--cpus", "--numa_node",
+            "--load_format", "--gpu_memory_utilization"}},
           {"Load",
-           {"--kv_cache_tokens", "--max_running", "--max_waiting", "--max_step_tokens",
-            "--drain_seconds"}},
+           {"--kv_cache_tokens", "--prefix_cache", "--max_running", "--max_waiting",
+            "--max_step_tokens", "--drain_seconds"}},
           {"Logs", {"--log_level", "--log_format"}}};
 }
 
@@ -53,11 +54,20 @@ int main(int argc, char** argv) {
       ->delimiter(',');
   app.add_option("--local_experts", options.runtime.local_experts,
                  "Experts to run in process beside --shards, as 0-31,40");
-  app.add_option("--threads", options.runtime.threads, "Compute threads (default: all cores)")
-      ->check(CLI::Range(1, 1024))
+  app.add_option("--threads", options.runtime.threads,
+                 "Compute threads; 0: one for each CPU it may use")
+      ->check(CLI::Range(0, 1024))
       ->capture_default_str();
-  app.add_option("--cpu_isa", options.runtime.cpu_isa, "auto, plain, avx2, avx512 or avx512_bf16")
+  app.add_option("--cpu_isa", options.runtime.cpu_isa,
+                 "auto, plain, avx2, avx512, avx512_bf16 or amx")
       ->capture_default_str();
+  app.add_option("--weight_dtype", options.runtime.weight_dtype,
+                 "How weights are kept: auto (as in the checkpoint), bf16, int8 or int4; the same "
+                 "as the shards'")
+      ->capture_default_str();
+  app.add_option("--cpus", options.placement.cpus, "CPUs to run on, as 0-15,32-47");
+  app.add_option("--numa_node", options.placement.numa_node,
+                 "NUMA node whose CPUs and memory to use");
   app.add_option("--device", options.runtime.device,
                  "Where the model runs: cpu, cuda or cuda:N (the N-th GPU)")
       ->capture_default_str();

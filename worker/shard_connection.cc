@@ -222,6 +222,10 @@ absl::Status ShardConnection::Check(const v1::ShardDescription& description) con
     return absl::UnavailableError("the shard is loading its experts, or draining");
   }
   if (description.model().fingerprint() != options_.fingerprint) {
+    const std::string& dtype = description.model().weight_dtype();
+    if (dtype != options_.weight_dtype) {
+      return errors::WeightDtypeMismatch(options_.target, dtype, options_.weight_dtype);
+    }
     return errors::FingerprintMismatch(options_.target, description.model().fingerprint(),
                                        options_.fingerprint);
   }

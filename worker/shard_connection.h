@@ -51,7 +51,8 @@ class ShardConnection {
   struct Options {
     int shard_idx = 0;
     std::string target;
-    std::string fingerprint;  // of the model a shard must have loaded
+    std::string fingerprint;   // of the model a shard must have loaded
+    std::string weight_dtype;  // of this worker, to say what differs
     int num_experts = 0;
     bool shared_memory = true;  // try it
   };

@@ -5,31 +5,35 @@
 
 #include "absl/strings/string_view.h"
 #include "common/status_macros.h"
+#include "expert_shard/weight_loader.h"
 #include "model/weight_catalog.h"
 
 namespace conclave {
 namespace {
 
-struct Part {
-  absl::string_view module;
+struct Module {
+  absl::string_view name;
   int64_t rows;
 };
 
 class Loader {
  public:
-  Loader(const Checkpoint& checkpoint, ThreadPool* pool) : checkpoint_(checkpoint), pool_(pool) {}
+  Loader(const Checkpoint& checkpoint, WeightDtype dtype, ThreadPool* pool)
+      : checkpoint_(checkpoint), dtype_(dtype), pool_(pool) {}
 
   // The named matrices of one layer, stacked in order.
-  absl::StatusOr<PackedMatrix> Packed(int layer, std::initializer_list<Part> parts, int64_t cols) {
-    std::vector<MatrixSource> sources;
-    std::vector<MatrixRows> rows;
-    for (const Part& part : parts) {
-      const std::string name = LayerWeightName(layer, part.module);
-      ASSIGN_OR_RETURN(MatrixSource source, ReadMatrix(checkpoint_, name, part.rows, cols));
-      rows.push_back({source.data(), source.rows()});
-      sources.push_back(std::move(source));
+  absl::StatusOr<PackedMatrix> Packed(int layer, std::initializer_list<Module> modules,
+                                      int64_t cols) {
+    return PackedAs(dtype_, layer, modules, cols);
+  }
+
+  absl::StatusOr<PackedMatrix> PackedAs(WeightDtype dtype, int layer,
+                                        std::initializer_list<Module> modules, int64_t cols) {
+    std::vector<MatrixPart> parts;
+    for (const Module& module : modules) {
+      parts.push_back({LayerWeightName(layer, module.name), module.rows});
     }
-    return PackedMatrix::Pack(rows, cols, pool_);
+    return LoadPacked(checkpoint_, parts, cols, dtype, pool_);
   }
 
   absl::StatusOr<std::vector<float>> Norm(absl::string_view name, int64_t size) {
@@ -41,6 +45,7 @@ class Loader {
 
  private:
   const Checkpoint& checkpoint_;
+  const WeightDtype dtype_;
   ThreadPool* const pool_;
 };
 
@@ -64,8 +69,9 @@ absl::StatusOr<LayerWeights> LoadLayer(Loader& loader, const Qwen3Config& config
   ASSIGN_OR_RETURN(weights.post_attention_layernorm,
                    loader.Norm(LayerWeightName(layer, "post_attention_layernorm"), hidden));
   if (config.IsSparseLayer(layer)) {
-    ASSIGN_OR_RETURN(weights.gate,
-                     loader.Packed(layer, {{"mlp.gate", config.num_experts}}, hidden));
+    // An error that swaps two experts changes the whole output, and the gate is small.
+    ASSIGN_OR_RETURN(weights.gate, loader.PackedAs(WeightDtype::kBf16, layer,
+                                                   {{"mlp.gate", config.num_experts}}, hidden));
     return weights;
   }
   const int64_t width = config.intermediate_size;
@@ -79,9 +85,10 @@ absl::StatusOr<LayerWeights> LoadLayer(Loader& loader, const Qwen3Config& config
 }  // namespace
 
 absl::StatusOr<WorkerWeights> LoadWorkerWeights(const Checkpoint& checkpoint,
-                                                const Qwen3Config& config, ThreadPool* pool,
+                                                const Qwen3Config& config, WeightDtype dtype,
+                                                ThreadPool* pool,
                                                 const std::function<void(int, int)>& progress) {
-  Loader loader(checkpoint, pool);
+  Loader loader(checkpoint, dtype, pool);
   WorkerWeights weights;
   for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
     ASSIGN_OR_RETURN(LayerWeights loaded, LoadLayer(loader, config, layer));
@@ -89,12 +96,12 @@ absl::StatusOr<WorkerWeights> LoadWorkerWeights(const Checkpoint& checkpoint,
     progress(layer + 1, config.num_hidden_layers);
   }
   ASSIGN_OR_RETURN(weights.norm, loader.Norm(kFinalNormName, config.hidden_size));
-  ASSIGN_OR_RETURN(MatrixSource embed_tokens,
-                   ReadMatrix(checkpoint, kEmbedTokensName, config.vocab_size, config.hidden_size));
-  ASSIGN_OR_RETURN(const MatrixSource lm_head, ReadMatrix(checkpoint, LmHeadName(config),
-                                                          config.vocab_size, config.hidden_size));
-  weights.lm_head =
-      PackedMatrix::Pack({{lm_head.data(), lm_head.rows()}}, config.hidden_size, pool);
+  const MatrixPart lm_head{LmHeadName(config), config.vocab_size};
+  ASSIGN_OR_RETURN(weights.lm_head, LoadPacked(checkpoint, {&lm_head, 1}, config.hidden_size,
+                                               LmHeadDtype(dtype), pool));
+  ASSIGN_OR_RETURN(
+      MatrixSource embed_tokens,
+      ReadMatrix(checkpoint, kEmbedTokensName, config.vocab_size, config.hidden_size, pool));
   weights.embed_tokens.emplace(std::move(embed_tokens));
   return weights;
 }

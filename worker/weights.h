@@ -7,6 +7,7 @@
 #include "absl/status/statusor.h"
 #include "common/thread_pool.h"
 #include "kernels/packed_matrix.h"
+#include "kernels/weight_dtype.h"
 #include "model/qwen3_config.h"
 #include "model/safetensors.h"
 #include "model/weight_reader.h"
@@ -33,10 +34,12 @@ struct WorkerWeights {
   PackedMatrix lm_head;     // [vocab_size, hidden_size]
 };
 
-// Reads and packs what the worker needs. The checkpoint must outlive the result. `progress` hears
-// of each layer done, from 0 to num_hidden_layers. DataLoss naming part and tensor.
+// Reads and packs what the worker needs, matrices as `dtype` (see weight_loader.h; the gate stays
+// BF16). The checkpoint must outlive the result. `progress` hears of each layer done, from 1 to
+// num_hidden_layers. DataLoss naming part and tensor.
 absl::StatusOr<WorkerWeights> LoadWorkerWeights(const Checkpoint& checkpoint,
-                                                const Qwen3Config& config, ThreadPool* pool,
+                                                const Qwen3Config& config, WeightDtype dtype,
+                                                ThreadPool* pool,
                                                 const std::function<void(int, int)>& progress);
 
 }  // namespace conclave

@@ -56,13 +56,18 @@ class ReadinessMonitor {
 }  // namespace
 
 absl::Status RunWorkerProcess(const WorkerProcessOptions& options) {
+  // Before anything starts a thread.
+  ASSIGN_OR_RETURN(const std::vector<int> cpus, PlaceProcess(options.placement));
+  WorkerRuntimeOptions runtime_options = options.runtime;
+  const absl::Span<const int> pinned = ThreadCpus(options.placement, cpus);
+  runtime_options.cpus.assign(pinned.begin(), pinned.end());
   ShutdownSignals signals;
   ASSIGN_OR_RETURN(const HostPort metrics_listen, ParseHostPort(options.metrics_listen));
   // The runtime uses the metrics, the service the runtime, the server the service: each is declared
   // after what it uses.
   Metrics metrics;
   ASSIGN_OR_RETURN(const std::unique_ptr<WorkerRuntime> runtime,
-                   WorkerRuntime::Open(options.runtime));
+                   WorkerRuntime::Open(runtime_options));
   WorkerService service(runtime->model());
   ServerOptions server_options;
   server_options.listen = options.listen;

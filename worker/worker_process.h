@@ -4,13 +4,15 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "common/cpu_placement.h"
 #include "common/limits.h"
 #include "worker/worker_runtime.h"
 
 namespace conclave {
 
 struct WorkerProcessOptions {
-  WorkerRuntimeOptions runtime;
+  WorkerRuntimeOptions runtime;  // its cpus are set from `placement`
+  CpuPlacementOptions placement;
   std::string listen = "127.0.0.1:50051";
   std::string metrics_listen = "127.0.0.1:0";
   absl::Duration drain = limits::kDefaultDrainDeadline;

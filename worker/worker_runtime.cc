@@ -1,12 +1,17 @@
 #include "worker/worker_runtime.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/cpu_placement.h"
 #include "common/errors.h"
+#include "common/id_list.h"
+#include "common/log.h"
 #include "common/status_macros.h"
 #include "expert_shard/expert_runner.h"
+#include "expert_shard/weight_loader.h"
 #include "model/expert_placement.h"
 #include "model/fingerprint.h"
 #include "model/memory_plan.h"
@@ -22,19 +27,19 @@ namespace {
 constexpr int64_t kWorkspaceBytes = 512LL << 20;
 
 v1::ModelInfo MakeModelInfo(const std::string& model_dir, const Qwen3Config& config,
-                            const std::string& fingerprint) {
+                            const std::string& fingerprint, WeightDtype weight_dtype) {
   v1::ModelInfo info;
   const std::filesystem::path path(model_dir);
   info.set_name((path.has_filename() ? path : path.parent_path()).filename().string());
   info.set_architecture(std::string(ArchitectureName(config.architecture)));
-  info.set_fingerprint(fingerprint);
+  info.set_fingerprint(FingerprintAs(fingerprint, weight_dtype));
   info.set_num_hidden_layers(config.num_hidden_layers);
   info.set_hidden_size(config.hidden_size);
   info.set_num_experts(config.num_experts);
   info.set_num_experts_per_tok(config.num_experts_per_tok);
   info.set_vocab_size(config.vocab_size);
   info.set_max_context(config.MaxContext());
-  info.set_weight_dtype("bf16");
+  info.set_weight_dtype(std::string(WeightDtypeName(weight_dtype)));
   return info;
 }
 
@@ -52,6 +57,7 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> WorkerRuntime::Open(
   ASSIGN_OR_RETURN(const CpuIsa isa, ParseCpuIsa(options.cpu_isa));
   ASSIGN_OR_RETURN(runtime->config_, LoadQwen3Config(options.model_dir));
   const Qwen3Config& config = runtime->config_;
+  ASSIGN_OR_RETURN(runtime->weight_dtype_, ChooseWeightDtype(options.weight_dtype, config));
   if (config.num_experts == 0 && !(options.shards.empty() && options.local_experts.empty())) {
     return absl::InvalidArgumentError(absl::StrCat(
         options.model_dir, " is a dense model: it has no experts for --shards or --local_experts"));
@@ -67,8 +73,13 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> WorkerRuntime::Open(
     RETURN_IF_ERROR(CheckCatalog(*runtime->checkpoint_, config));
     ASSIGN_OR_RETURN(fingerprint, Fingerprint(*runtime->checkpoint_, config));
   }
-  runtime->model_ = MakeModelInfo(options.model_dir, config, fingerprint);
-  runtime->pool_ = std::make_unique<ThreadPool>(options.threads);
+  runtime->model_ = MakeModelInfo(options.model_dir, config, fingerprint, runtime->weight_dtype_);
+  ASSIGN_OR_RETURN(const std::vector<int> allowed, AllowedCpus());
+  runtime->pool_ = std::make_unique<ThreadPool>(
+      options.threads > 0 ? options.threads : static_cast<int>(allowed.size()), options.cpus);
+  LOG_INFO("model {} in {}, {} threads on cpus {}, {}", options.model_dir,
+           runtime->model_.weight_dtype(), runtime->pool_->num_threads(), FormatIdList(allowed),
+           std::string(CpuIsaName(isa)));
   runtime->device_ = {isa, runtime->pool_.get()};
   return runtime;
 }
@@ -91,6 +102,10 @@ absl::Status WorkerRuntime::CheckDevice() const {
     return absl::InvalidArgumentError(
         "on a device, experts are all on it or all on --shards, and dummy ones on it");
   }
+  if (options_.weight_dtype != "auto") {
+    return errors::OutOfRange("weight_dtype on a device", options_.weight_dtype,
+                              "auto: as in the checkpoint");
+  }
   if (options_.open_device) return absl::OkStatus();
   return absl::FailedPreconditionError(
       absl::StrCat("device is \"", options_.device,
@@ -105,7 +120,7 @@ WorkerRuntime::~WorkerRuntime() {
 absl::StatusOr<int64_t> WorkerRuntime::KvTokens() const {
   ASSIGN_OR_RETURN(const int64_t available, AvailableMemoryBytes());
   MemoryPlan plan;
-  plan.worker_weight_bytes = WorkerWeightBytes(config_);
+  plan.worker_weight_bytes = PackedWorkerBytes(config_, weight_dtype_);
   if (config_.num_experts > 0 && has_local_experts()) {
     int num_local = config_.num_experts;
     if (!options_.local_experts.empty()) {
@@ -113,7 +128,7 @@ absl::StatusOr<int64_t> WorkerRuntime::KvTokens() const {
                        ParseExpertList(options_.local_experts, config_.num_experts));
       num_local = static_cast<int>(local.size());
     }
-    plan.expert_weight_bytes = ExpertWeightBytes(config_, num_local);
+    plan.expert_weight_bytes = PackedExpertBytes(config_, num_local, weight_dtype_);
   }
   plan.kv_bytes_per_token = KvBytesPerToken(config_);
   plan.workspace_bytes = kWorkspaceBytes;
@@ -140,10 +155,11 @@ absl::Status WorkerRuntime::LoadExperts(Metrics& metrics,
     }
     ASSIGN_OR_RETURN(
         local,
-        ExpertRunner::Load(*checkpoint_, config_, ids, device_, [&](size_t done, size_t total) {
-          progress(absl::StrCat("experts: ", done >> 20, " of ", total >> 20, " MiB"));
-          return true;
-        }));
+        ExpertRunner::Load(
+            *checkpoint_, config_, ids, weight_dtype_, device_, [&](size_t done, size_t total) {
+              progress(absl::StrCat("experts: ", done >> 20, " of ", total >> 20, " MiB"));
+              return true;
+            }));
   }
   if (options_.shards.empty()) {
     experts_ = std::make_unique<LocalExpertExchange>(config_, std::move(local));
@@ -152,6 +168,7 @@ absl::Status WorkerRuntime::LoadExperts(Metrics& metrics,
   GrpcExpertExchangeOptions exchange;
   exchange.shards = options_.shards;
   exchange.fingerprint = model_.fingerprint();
+  exchange.weight_dtype = model_.weight_dtype();
   exchange.config = config_;
   exchange.shard_wait = options_.shard_wait;
   exchange.shared_memory = options_.shared_memory;
@@ -163,9 +180,10 @@ absl::StatusOr<int64_t> WorkerRuntime::LoadOnCpu(
     Metrics& metrics, const std::function<void(absl::string_view)>& progress) {
   ASSIGN_OR_RETURN(const int64_t kv_tokens, KvTokens());
   ASSIGN_OR_RETURN(weights_,
-                   LoadWorkerWeights(*checkpoint_, config_, pool_.get(), [&](int done, int total) {
-                     progress(absl::StrCat("layer ", done, " of ", total));
-                   }));
+                   LoadWorkerWeights(*checkpoint_, config_, weight_dtype_, pool_.get(),
+                                     [&](int done, int total) {
+                                       progress(absl::StrCat("layer ", done, " of ", total));
+                                     }));
   RETURN_IF_ERROR(LoadExperts(metrics, progress));
   const int64_t num_blocks = kv_tokens / limits::kKvBlockTokens;
   kv_cache_ = std::make_unique<KvCache>(config_, num_blocks);

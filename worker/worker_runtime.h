@@ -1,11 +1,9 @@
 #pragma once
 
-#include <algorithm>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -14,6 +12,7 @@
 #include "common/metrics.h"
 #include "common/thread_pool.h"
 #include "kernels/device.h"
+#include "kernels/weight_dtype.h"
 #include "model/qwen3_config.h"
 #include "model/safetensors.h"
 #include "proto/conclave/v1/model.pb.h"
@@ -32,8 +31,10 @@ struct WorkerRuntimeOptions {
   std::string model_dir;
   std::vector<std::string> shards;  // gRPC targets; empty: every expert in process
   std::string local_experts;        // "0-31,40": in process, beside the shards
-  int threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  int threads = 0;                  // 0: one for each CPU it may use
   std::string cpu_isa = "auto";
+  std::string weight_dtype = "auto";    // as ChooseWeightDtype reads it
+  std::vector<int> cpus;                // the pool's threads stay on these; empty: on any
   std::string device = "cpu";           // or what open_device takes
   std::string load_format = "auto";     // "dummy": made-up weights, only config.json is read
   double gpu_memory_utilization = 0.9;  // with a device: the share of its memory to use
@@ -91,6 +92,7 @@ class WorkerRuntime {
 
   const WorkerRuntimeOptions options_;
   Qwen3Config config_;
+  WeightDtype weight_dtype_ = WeightDtype::kBf16;
   v1::ModelInfo model_;
   std::optional<Vocabulary> vocabulary_;  // empty: a checkpoint without tokenizer.json
   std::unique_ptr<Checkpoint> checkpoint_;

@@ -18,6 +18,7 @@ static_assert(cpu::kMaxAttentionRows >= kMaxQueryGroup);
 // The softmax of a row is summed apart over each stretch of this many positions, and the parts are
 // merged in order: always, so that a long context may be spread over threads or not.
 constexpr int64_t kSegmentPositions = 1024;
+static_assert(kSegmentPositions % cpu::kAttentionChunk == 0);
 
 int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
@@ -70,13 +71,14 @@ class AttentionRun {
       return RunSegmentsApart(num_items);
     }
     cpu::ForRange(device_, num_items, Nanoseconds(), [&](int64_t begin, int64_t end) {
-      alignas(64) float total[kStateFloats], part[kStateFloats];
+      alignas(64) float total_floats[kStateFloats], part_floats[kStateFloats];
+      const cpu::AttentionState total = State(total_floats), part = State(part_floats);
       for (int64_t i = begin; i < end; ++i) {
         const Tile& tile = tiles_[i / num_kv_heads_];
         const int kv_head = static_cast<int>(i % num_kv_heads_);
         for (int64_t s = 0; s < tile.num_segments(); ++s) {
           RunSegment(tile, kv_head, s, s == 0 ? total : part);
-          if (s > 0) ops_.attention_merge(State(part), NumRows(tile), State(total));
+          if (s > 0) ops_.attention_merge(part, NumRows(tile), total);
         }
         Finish(tile, kv_head, total);
       }
@@ -89,39 +91,43 @@ class AttentionRun {
 
   int NumRows(const Tile& tile) const { return tile.num_tokens * group_; }
 
-  cpu::AttentionState State(float* floats) const {
-    float* const max = floats + cpu::kMaxAttentionRows * mix_stride_;
-    return {
-        .max = max, .sum = max + cpu::kMaxAttentionRows, .mix = floats, .mix_stride = mix_stride_};
+  cpu::AttentionState State(float* floats, int num_rows = cpu::kMaxAttentionRows) const {
+    float* const max = floats + num_rows * mix_stride_;
+    return {.max = max, .sum = max + num_rows, .mix = floats, .mix_stride = mix_stride_};
   }
 
   // Few items and a long context: the segments are the items; merged below in their order.
   void RunSegmentsApart(int64_t num_items) const {
     const int64_t num_segments = tiles_[0].num_segments();  // the most of all
-    const int64_t floats = RoundUp(cpu::kMaxAttentionRows * (mix_stride_ + 2), 16);
+    int max_rows = 0;
+    for (const Tile& tile : tiles_) max_rows = std::max(max_rows, NumRows(tile));
+    const int64_t floats = RoundUp(max_rows * (mix_stride_ + 2), 16);
     std::vector<float> storage(num_items * num_segments * floats + 16);
     float* const states = reinterpret_cast<float*>(
         RoundUp(static_cast<int64_t>(reinterpret_cast<intptr_t>(storage.data())), 64));
-    cpu::ForRange(
-        device_, num_items * num_segments, Nanoseconds(), [&](int64_t begin, int64_t end) {
-          for (int64_t i = begin; i < end; ++i) {
-            const int64_t item = i / num_segments, s = i % num_segments;
-            const Tile& tile = tiles_[item / num_kv_heads_];
-            if (s >= tile.num_segments()) continue;
-            RunSegment(tile, static_cast<int>(item % num_kv_heads_), s, states + i * floats);
-          }
-        });
+    cpu::ForRange(device_, num_items * num_segments, Nanoseconds(),
+                  [&](int64_t begin, int64_t end) {
+                    for (int64_t i = begin; i < end; ++i) {
+                      const int64_t item = i / num_segments, s = i % num_segments;
+                      const Tile& tile = tiles_[item / num_kv_heads_];
+                      if (s >= tile.num_segments()) continue;
+                      RunSegment(tile, static_cast<int>(item % num_kv_heads_), s,
+                                 State(states + i * floats, max_rows));
+                    }
+                  });
     for (int64_t item = 0; item < num_items; ++item) {
       const Tile& tile = tiles_[item / num_kv_heads_];
-      float* const total = states + item * num_segments * floats;
+      float* const first = states + item * num_segments * floats;
+      const cpu::AttentionState total = State(first, max_rows);
       for (int64_t s = 1; s < tile.num_segments(); ++s) {
-        ops_.attention_merge(State(total + s * floats), NumRows(tile), State(total));
+        ops_.attention_merge(State(first + s * floats, max_rows), NumRows(tile), total);
       }
       Finish(tile, static_cast<int>(item % num_kv_heads_), total);
     }
   }
 
-  void RunSegment(const Tile& tile, int kv_head, int64_t segment, float* state) const {
+  void RunSegment(const Tile& tile, int kv_head, int64_t segment,
+                  const cpu::AttentionState& state) const {
     const KvCacheLayer& cache = args_.kv_cache;
     const int64_t head_values = int64_t{cache.block_tokens} * cache.head_dim;
     ops_.attention_segment({.q = args_.q + RowOffset(tile, 0, kv_head),
@@ -137,12 +143,12 @@ class AttentionRun {
                             .block_stride = num_kv_heads_ * head_values,
                             .head_dim = cache.head_dim,
                             .scale = args_.scale,
-                            .state = State(state)});
+                            .state = state});
   }
 
-  void Finish(const Tile& tile, int kv_head, float* state) const {
+  void Finish(const Tile& tile, int kv_head, const cpu::AttentionState& state) const {
     for (int row = 0; row < NumRows(tile); ++row) {
-      ops_.attention_finish(State(state), row, args_.kv_cache.head_dim,
+      ops_.attention_finish(state, row, args_.kv_cache.head_dim,
                             args_.output + RowOffset(tile, row / group_, kv_head) +
                                 int64_t{row % group_} * args_.kv_cache.head_dim);
     }

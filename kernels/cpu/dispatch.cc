@@ -13,6 +13,8 @@ const CpuOps& OpsFor(CpuIsa isa) {
       return kAvx512Ops;
     case CpuIsa::kAvx512Bf16:
       return kAvx512Bf16Ops;
+    case CpuIsa::kAmx:
+      return kAmxOps;
   }
 #else
   static_cast<void>(isa);

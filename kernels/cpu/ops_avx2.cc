@@ -4,6 +4,8 @@
 
 #include "kernels/cpu/cpu_ops.h"
 
+#define CONCLAVE_AVX2
+
 namespace conclave::cpu {
 namespace {
 

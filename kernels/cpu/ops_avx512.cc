@@ -4,6 +4,9 @@
 
 #include "kernels/cpu/cpu_ops.h"
 
+#define CONCLAVE_AVX2
+#define CONCLAVE_AVX512
+
 namespace conclave::cpu {
 namespace {
 

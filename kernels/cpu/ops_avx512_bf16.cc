@@ -1,10 +1,13 @@
-// The kernels for x86-64 with AVX-512 and BF16 products (compiled with their flags).
+// The kernels for x86-64 with AVX-512, BF16 and byte products (compiled with their flags).
 // Everything but the table is private to this file.
 #include <immintrin.h>
 
 #include "kernels/cpu/cpu_ops.h"
 
 #define CONCLAVE_BF16_DOT
+#define CONCLAVE_AVX2
+#define CONCLAVE_AVX512
+#define CONCLAVE_VNNI
 
 namespace conclave::cpu {
 namespace {

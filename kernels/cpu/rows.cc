@@ -1,4 +1,6 @@
 // The ops that walk rows: RmsNorm, NormRope, SwiGlu, MoeCombine.
+#include <cstring>
+
 #include "common/status_macros.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/moe_combine.h"
@@ -9,6 +11,18 @@
 
 namespace conclave {
 namespace {
+
+// Puts a key and a value where KvCacheLayer says they lie.
+void StoreInCache(const KvCacheLayer& cache, int64_t slot, int kv_head, const BFloat16* key,
+                  const BFloat16* value) {
+  BFloat16* const k = cache.k + cache.KeyIndex(slot, kv_head, 0);
+  const int64_t stride = int64_t{2} * cache.block_tokens;
+  for (int pair = 0; pair < cache.head_dim / 2; ++pair) {
+    std::memcpy(k + pair * stride, key + 2 * pair, 2 * sizeof(BFloat16));
+  }
+  BFloat16* const v = cache.v + cache.ValueIndex(slot, kv_head, 0);
+  for (int i = 0; i < cache.head_dim; ++i) v[2 * i] = value[i];
+}
 
 // Rows that one thread takes at a time.
 constexpr int64_t kGrainRows = 8;
@@ -46,13 +60,11 @@ absl::Status NormRope(const NormRopeArgs& args, const Device& device) {
       ops.norm_rope(head, args.q_norm, cos, sin, cache.head_dim, args.rms_norm_eps,
                     args.q + (t * args.num_attention_heads + h) * head_dim);
     }
-    const int64_t block = args.slot_mapping[t] / cache.block_tokens;
-    const int64_t offset = args.slot_mapping[t] % cache.block_tokens;
     for (int h = 0; h < cache.num_key_value_heads; ++h, head += head_dim) {
-      const int64_t slot =
-          ((block * cache.num_key_value_heads + h) * cache.block_tokens + offset) * head_dim;
-      ops.norm_rope(head, args.k_norm, cos, sin, cache.head_dim, args.rms_norm_eps, cache.k + slot);
-      ops.round(head + cache.num_key_value_heads * head_dim, head_dim, cache.v + slot);
+      BFloat16 key[kMaxHeadDim], value[kMaxHeadDim];
+      ops.norm_rope(head, args.k_norm, cos, sin, cache.head_dim, args.rms_norm_eps, key);
+      ops.round(head + cache.num_key_value_heads * head_dim, head_dim, value);
+      StoreInCache(cache, args.slot_mapping[t], h, key, value);
     }
   };
   cpu::ForRange(

@@ -17,17 +17,16 @@ void AttendOne(const AttentionArgs& args, const AttentionSequence& sequence, int
   const KvCacheLayer& cache = args.kv_cache;
   const int head_dim = cache.head_dim;
   auto slot = [&](int64_t p) {
-    const int64_t block = sequence.block_table[p / cache.block_tokens];
-    return ((block * cache.num_key_value_heads + kv_head) * cache.block_tokens +
-            p % cache.block_tokens) *
-           head_dim;
+    return int64_t{sequence.block_table[p / cache.block_tokens]} * cache.block_tokens +
+           p % cache.block_tokens;
   };
   std::vector<float> weights(position + 1);
   float max = -std::numeric_limits<float>::infinity();
   for (int64_t p = 0; p <= position; ++p) {
-    const BFloat16* const k = cache.k + slot(p);
     float score = 0;
-    for (int i = 0; i < head_dim; ++i) score += ToFloat(q[i]) * ToFloat(k[i]);
+    for (int i = 0; i < head_dim; ++i) {
+      score += ToFloat(q[i]) * ToFloat(cache.k[cache.KeyIndex(slot(p), kv_head, i)]);
+    }
     weights[p] = score * args.scale;
     max = std::max(max, weights[p]);
   }
@@ -36,8 +35,9 @@ void AttendOne(const AttentionArgs& args, const AttentionSequence& sequence, int
   for (int64_t p = 0; p <= position; ++p) {
     const float weight = std::exp(weights[p] - max);
     sum += weight;
-    const BFloat16* const v = cache.v + slot(p);
-    for (int i = 0; i < head_dim; ++i) mix[i] += weight * ToFloat(v[i]);
+    for (int i = 0; i < head_dim; ++i) {
+      mix[i] += weight * ToFloat(cache.v[cache.ValueIndex(slot(p), kv_head, i)]);
+    }
   }
   for (int i = 0; i < head_dim; ++i) output[i] = ToBFloat16(mix[i] / sum);
 }

@@ -38,14 +38,14 @@ absl::Status NormRopeReference(const NormRopeArgs& args) {
       NormRopeHead(head, args.q_norm, cos, sin, head_dim, args.rms_norm_eps,
                    args.q + (t * args.num_attention_heads + h) * head_dim);
     }
-    const int64_t block = args.slot_mapping[t] / cache.block_tokens;
-    const int64_t offset = args.slot_mapping[t] % cache.block_tokens;
     for (int h = 0; h < cache.num_key_value_heads; ++h, head += head_dim) {
-      const int64_t slot =
-          ((block * cache.num_key_value_heads + h) * cache.block_tokens + offset) * head_dim;
-      NormRopeHead(head, args.k_norm, cos, sin, head_dim, args.rms_norm_eps, cache.k + slot);
+      BFloat16 key[kMaxHeadDim];
+      NormRopeHead(head, args.k_norm, cos, sin, head_dim, args.rms_norm_eps, key);
       const float* const v = head + int64_t{cache.num_key_value_heads} * head_dim;
-      for (int i = 0; i < head_dim; ++i) cache.v[slot + i] = ToBFloat16(v[i]);
+      for (int i = 0; i < head_dim; ++i) {
+        cache.k[cache.KeyIndex(args.slot_mapping[t], h, i)] = key[i];
+        cache.v[cache.ValueIndex(args.slot_mapping[t], h, i)] = ToBFloat16(v[i]);
+      }
     }
   }
   return absl::OkStatus();

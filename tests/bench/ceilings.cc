@@ -136,6 +136,72 @@ __attribute__((target("avx512f,avx512bf16"))) double BurnBf16(int64_t rounds) {
   _mm512_store_ps(lanes, total);
   return lanes[0];
 }
+
+__attribute__((target("avx2"))) double BurnInt8Avx2(int64_t rounds) {
+  __m256i sums[kChains / 3];
+  for (__m256i& sum : sums) sum = _mm256_set1_epi32(static_cast<int>(start_value));
+  const __m256i a = _mm256_set1_epi8(1), ones = _mm256_set1_epi16(1);
+  for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 8
+    for (__m256i& sum : sums) {
+      const __m256i pairs = _mm256_maddubs_epi16(a, sum);  // of the sum: not a constant
+      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+    }
+  }
+  __m256i total = sums[0];
+  for (int j = 1; j < kChains / 3; ++j) total = _mm256_add_epi32(total, sums[j]);
+  return _mm256_extract_epi32(total, 0);
+}
+
+__attribute__((target("avx512f,avx512vnni"))) double BurnInt8Vnni(int64_t rounds) {
+  __m512i sums[kChains];
+  for (__m512i& sum : sums) sum = _mm512_set1_epi32(static_cast<int>(start_value));
+  const __m512i a = _mm512_set1_epi8(1);
+  for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 24
+    for (int j = 0; j < kChains; ++j) sums[j] = _mm512_dpbusd_epi32(sums[j], a, a);
+  }
+  __m512i total = sums[0];
+  for (int j = 1; j < kChains; ++j) total = _mm512_add_epi32(total, sums[j]);
+  alignas(64) int32_t lanes[16];
+  _mm512_store_si512(lanes, total);
+  return lanes[0];
+}
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t column_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+constexpr TileConfig kTileConfig;
+constexpr int kTileChains = 4;  // 4 x 16 cycles are more than the latency of 52
+
+// Rounds of 4 tile products on tiles of zeros.
+__attribute__((target("amx-tile,amx-bf16"))) double BurnBf16Amx(int64_t rounds) {
+  _tile_loadconfig(&kTileConfig);
+  for (int64_t i = 0; i < rounds; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+  return 0;
+}
+
+__attribute__((target("amx-tile,amx-int8"))) double BurnInt8Amx(int64_t rounds) {
+  _tile_loadconfig(&kTileConfig);
+  for (int64_t i = 0; i < rounds; ++i) {
+    _tile_dpbssd(0, 4, 6);
+    _tile_dpbssd(1, 4, 7);
+    _tile_dpbssd(2, 5, 6);
+    _tile_dpbssd(3, 5, 7);
+  }
+  _tile_release();
+  return 0;
+}
 #endif
 
 }  // namespace
@@ -188,7 +254,19 @@ double Ceilings::Fp32FlopsPerSecond() {
 
 double Ceilings::Bf16FlopsPerSecond() {
 #if defined(__x86_64__)
+  constexpr double kTileFlops = 2.0 * 16 * 16 * 32;
+  if (device_.isa == CpuIsa::kAmx) return FlopsPerSecond(BurnBf16Amx, kTileChains * kTileFlops);
   if (device_.isa >= CpuIsa::kAvx512Bf16) return FlopsPerSecond(BurnBf16, kChains * 16 * 4);
+#endif
+  return Fp32FlopsPerSecond();
+}
+
+double Ceilings::Int8OpsPerSecond() {
+#if defined(__x86_64__)
+  constexpr double kTileOps = 2.0 * 16 * 16 * 64;
+  if (device_.isa == CpuIsa::kAmx) return FlopsPerSecond(BurnInt8Amx, kTileChains * kTileOps);
+  if (device_.isa >= CpuIsa::kAvx512Bf16) return FlopsPerSecond(BurnInt8Vnni, kChains * 64 * 2);
+  if (device_.isa >= CpuIsa::kAvx2) return FlopsPerSecond(BurnInt8Avx2, kChains / 3 * 32 * 2);
 #endif
   return Fp32FlopsPerSecond();
 }

@@ -18,7 +18,8 @@ class Ceilings {
 
   double ReadBytesPerSecond();  // one pass of additions over the buffer
   double Fp32FlopsPerSecond();  // multiply-adds on registers
-  double Bf16FlopsPerSecond();  // BF16 pairs on registers; FP32's where there is no instruction
+  double Bf16FlopsPerSecond();  // BF16 on registers or tiles; FP32's where there is no instruction
+  double Int8OpsPerSecond();    // bytes to 32-bit sums, likewise; AVX2's without AVX-512 VNNI
 
  private:
   double FlopsPerSecond(double (*burn)(int64_t rounds), double flops_per_round);

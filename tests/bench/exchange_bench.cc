@@ -171,8 +171,8 @@ void RunShard(const std::string& model, const Qwen3Config& config, const BenchOp
   const auto checkpoint = ValueOrDie(Checkpoint::Open(model));
   ThreadPool pool(options.threads);
   const std::vector<int> experts = ExpertsOfShard(config.num_experts, num_shards, shard);
-  const auto runner =
-      ValueOrDie(ExpertRunner::Load(*checkpoint, config, experts, {DetectCpuIsa(), &pool}));
+  const auto runner = ValueOrDie(ExpertRunner::Load(*checkpoint, config, experts,
+                                                    WeightDtype::kBf16, {DetectCpuIsa(), &pool}));
   Metrics registry;
   ShardMetrics metrics(&registry, config);
   TokenBatcher batcher(runner.get(), &metrics);
@@ -245,7 +245,8 @@ void BenchExchanges(const std::string& model, const Qwen3Config& config,
   std::vector<int> all(config.num_experts);
   for (int expert = 0; expert < config.num_experts; ++expert) all[expert] = expert;
   LocalExpertExchange local(
-      config, ValueOrDie(ExpertRunner::Load(*checkpoint, config, all, {DetectCpuIsa(), &pool})));
+      config, ValueOrDie(ExpertRunner::Load(*checkpoint, config, all, WeightDtype::kBf16,
+                                            {DetectCpuIsa(), &pool})));
   Metrics metrics;
   GrpcExpertExchangeOptions exchange_options;
   exchange_options.shards = targets;

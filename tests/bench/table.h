@@ -16,11 +16,12 @@ struct Options {
   int threads = 2;
   std::string isa = "auto";
   std::string only;  // ops whose name contains it
+  std::vector<std::string> weight_dtypes = {"bf16", "int8", "int4", "fp8"};
   bool quick = false;
   bool cpu_time = false;  // of the process, over the threads
 };
 
-enum class Peak { kFp32, kBf16 };
+enum class Peak { kFp32, kBf16, kInt8 };
 
 // What one call costs.
 struct Cost {
@@ -42,8 +43,8 @@ inline double SecondsOf(clockid_t clock) {
 inline double WallSeconds() { return SecondsOf(CLOCK_MONOTONIC); }
 inline double CpuSeconds() { return SecondsOf(CLOCK_PROCESS_CPUTIME_ID); }
 
-// Prints one line per op: its cost per second and its share of the nearer ceiling, which is
-// measured next to every repetition. With CPU time, rates are those of one thread.
+// Prints the ceilings, then one line per op: its share of the nearer one, which is measured next to
+// every repetition, and its cost per second. With CPU time, rates are those of one thread.
 class Table {
  public:
   Table(const Options& options, const Device& device)
@@ -54,8 +55,6 @@ class Table {
     std::printf("%d threads, %s, median of %d%s\n", options.threads,
                 std::string(CpuIsaName(device.isa)).c_str(), repetitions_,
                 options.cpu_time ? ", CPU time" : "");
-    std::printf("%-44s %10s %8s %9s %7s %7s  %s\n", "op", "us", "GB/s", "GFLOP/s", "share", "best",
-                "of");
   }
 
   bool Wants(const std::string& name) const { return name.find(options_.only) != name.npos; }
@@ -68,8 +67,7 @@ class Table {
     std::vector<double> seconds, read_shares, compute_shares;
     for (int i = 0; i < repetitions_; ++i) {
       const double read = ceilings_.ReadBytesPerSecond();
-      const double compute = cost.peak == Peak::kBf16 ? ceilings_.Bf16FlopsPerSecond()
-                                                      : ceilings_.Fp32FlopsPerSecond();
+      const double compute = ComputeCeiling(cost.peak);
       const double start = clock_();
       call();
       const double time = (clock_() - start) / calls;
@@ -80,30 +78,36 @@ class Table {
     const bool memory_bound = Median(read_shares) >= Median(compute_shares);
     const std::vector<double>& shares = memory_bound ? read_shares : compute_shares;
     const double time = Median(seconds);
-    std::printf("%-44s %10.1f %8.1f %9.1f %6.0f%% %6.0f%%  %s\n", name.c_str(), time * 1e6,
-                cost.bytes / time / 1e9, cost.flops / time / 1e9, 100 * Median(shares),
+    std::printf("%5.0f%% %5.0f%%  %-4s %8.1f %9.1f %10.1f  %s\n", 100 * Median(shares),
                 100 * *std::max_element(shares.begin(), shares.end()),
-                memory_bound ? "read" : (cost.peak == Peak::kBf16 ? "bf16" : "fp32"));
+                memory_bound ? "read" : PeakName(cost.peak), cost.bytes / time / 1e9,
+                cost.flops / time / 1e9, time * 1e6, name.c_str());
     std::fflush(stdout);
   }
 
   void CeilingRows() {
-    std::vector<double> read, fp32, bf16;
-    for (int i = 0; i < repetitions_; ++i) {
-      read.push_back(ceilings_.ReadBytesPerSecond());
-      fp32.push_back(ceilings_.Fp32FlopsPerSecond());
-      bf16.push_back(ceilings_.Bf16FlopsPerSecond());
+    std::vector<double> read;
+    for (int i = 0; i < repetitions_; ++i) read.push_back(ceilings_.ReadBytesPerSecond());
+    std::printf("ceilings: read %.1f GB/s", Median(read) / 1e9);
+    for (const Peak peak : {Peak::kFp32, Peak::kBf16, Peak::kInt8}) {
+      std::vector<double> rates;
+      for (int i = 0; i < repetitions_; ++i) rates.push_back(ComputeCeiling(peak));
+      std::printf(", %s %.0f G/s", PeakName(peak), Median(rates) / 1e9);
     }
-    auto best = [](const std::vector<double>& v) { return *std::max_element(v.begin(), v.end()); };
-    std::printf("%-44s %10s %8.1f %9s  best %.1f\n", "ceiling: read", "", Median(read) / 1e9, "",
-                best(read) / 1e9);
-    std::printf("%-44s %10s %8s %9.1f  best %.1f\n", "ceiling: fp32 multiply-add", "", "",
-                Median(fp32) / 1e9, best(fp32) / 1e9);
-    std::printf("%-44s %10s %8s %9.1f  best %.1f\n", "ceiling: bf16 multiply-add", "", "",
-                Median(bf16) / 1e9, best(bf16) / 1e9);
+    std::printf("\n%6s %6s  %-4s %8s %9s %10s  %s\n", "share", "best", "of", "GB/s", "GFLOP/s",
+                "us", "op");
   }
 
  private:
+  static const char* PeakName(Peak peak) {
+    return peak == Peak::kFp32 ? "fp32" : peak == Peak::kBf16 ? "bf16" : "int8";
+  }
+  double ComputeCeiling(Peak peak) {
+    return peak == Peak::kFp32   ? ceilings_.Fp32FlopsPerSecond()
+           : peak == Peak::kBf16 ? ceilings_.Bf16FlopsPerSecond()
+                                 : ceilings_.Int8OpsPerSecond();
+  }
+
   const Options& options_;
   double (*clock_)();
   Ceilings ceilings_;

@@ -205,6 +205,12 @@ TEST_F(BenchCommandTest, StoppedItPrintsWhatWasMeasured) {
   EXPECT_GE(json_["output_tokens"], 4 * 6);
 }
 
+TEST_F(BenchCommandTest, StoppedBeforeItBeganItPrintsNothing) {
+  stop_ = true;
+  EXPECT_THAT(Run(), StatusIs(StatusCode::kCancelled, HasSubstr("before any request")));
+  EXPECT_EQ(out_.str(), "");
+}
+
 TEST_F(BenchCommandTest, PrintsATableAndPlots) {
   options_.json = false;
   options_.rate = 1000;
@@ -243,8 +249,10 @@ TEST_F(BenchCommandTest, EqualSeedsGiveEqualRequests) {
   options_.rate = 10;
   options_.shared_prefix_len = 4;
   options_.range_ratio = 0.5;
-  ASSERT_OK_AND_ASSIGN(const std::vector<LoadRequest> requests, MakeBenchRequests(options_, *stub));
-  ASSERT_OK_AND_ASSIGN(const std::vector<LoadRequest> again, MakeBenchRequests(options_, *stub));
+  ASSERT_OK_AND_ASSIGN(const std::vector<LoadRequest> requests,
+                       MakeBenchRequests(options_, *stub, [] { return false; }));
+  ASSERT_OK_AND_ASSIGN(const std::vector<LoadRequest> again,
+                       MakeBenchRequests(options_, *stub, [] { return false; }));
   ASSERT_EQ(requests.size(), 13u);
   absl::Duration last = -absl::Seconds(1);
   const auto& first = std::get<v1::GenerateRequest>(requests[0].request).token_ids().ids();
@@ -263,7 +271,8 @@ TEST_F(BenchCommandTest, EqualSeedsGiveEqualRequests) {
     last = requests[i].arrival;
   }
   options_.seed = 2;
-  ASSERT_OK_AND_ASSIGN(const std::vector<LoadRequest> other, MakeBenchRequests(options_, *stub));
+  ASSERT_OK_AND_ASSIGN(const std::vector<LoadRequest> other,
+                       MakeBenchRequests(options_, *stub, [] { return false; }));
   EXPECT_NE(std::get<v1::GenerateRequest>(other[1].request).token_ids().SerializeAsString(),
             std::get<v1::GenerateRequest>(requests[1].request).token_ids().SerializeAsString());
 }

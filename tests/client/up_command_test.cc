@@ -44,6 +44,8 @@ TEST(PlanProcessesTest, TiersComeBottomUpWithTheirFlags) {
   options.grpc_port = 1234;
   options.http_port = 1235;
   options.kv_cache_tokens = 4096;
+  options.weight_dtype = "int8";
+  options.numa_nodes = {0, 1};
   ASSERT_OK_AND_ASSIGN(const std::vector<ProcessTier> tiers,
                        PlanProcesses(options, TinyMoeConfig()));
   ASSERT_EQ(tiers.size(), 3u);
@@ -59,11 +61,15 @@ TEST(PlanProcessesTest, TiersComeBottomUpWithTheirFlags) {
   EXPECT_EQ(Flag(shard, "--num_shards"), "2");
   EXPECT_EQ(Flag(shard, "--threads"), "2");
   EXPECT_EQ(Flag(shard, "--shared_memory"), "off");
+  EXPECT_EQ(Flag(shard, "--weight_dtype"), "int8");
+  EXPECT_EQ(Flag(shard, "--numa_node"), "1");
   ASSERT_EQ(tiers[1].processes.size(), 2u);
   const ProcessSpec& worker = tiers[1].processes[0];
   EXPECT_EQ(worker.argv[0], "/bin/conclave-worker");
   EXPECT_EQ(Flag(worker, "--threads"), "2");
   EXPECT_EQ(Flag(worker, "--shared_memory"), "off");
+  EXPECT_EQ(Flag(worker, "--weight_dtype"), "int8");
+  EXPECT_EQ(Flag(worker, "--numa_node"), "0");
   EXPECT_EQ(Flag(worker, "--kv_cache_tokens"), "4096");
   EXPECT_EQ(worker.host, "127.0.0.1");
   EXPECT_EQ(worker.http_flag, "--metrics_listen");
@@ -85,6 +91,7 @@ TEST(PlanProcessesTest, WithoutShardsWorkersHoldTheExperts) {
     ASSERT_EQ(tiers.size(), 2u);
     EXPECT_EQ(tiers[0].targets_flag, "");
     EXPECT_EQ(Flag(tiers[0].processes[0], "--kv_cache_tokens"), "") << "left to the worker";
+    EXPECT_EQ(Flag(tiers[0].processes[0], "--numa_node"), "") << "any";
   }
 }
 

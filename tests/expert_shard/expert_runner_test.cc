@@ -136,7 +136,8 @@ TEST_F(ExpertRunnerTest, RunNamesWhatIsWrong) {
 
 TEST_F(ExpertRunnerTest, LoadNamesWhatIsWrong) {
   const auto load = [&](const Qwen3Config& config, std::vector<int> experts) {
-    return ExpertRunner::Load(model_->checkpoint(), config, experts, model_->device());
+    return ExpertRunner::Load(model_->checkpoint(), config, experts, WeightDtype::kBf16,
+                              model_->device());
   };
   EXPECT_THAT(load(TinyDenseConfig(), {0}),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("dense")));
@@ -155,16 +156,19 @@ TEST_F(ExpertRunnerTest, LoadNamesWhatIsWrong) {
 TEST_F(ExpertRunnerTest, LoadTellsItsProgressAndCanBeGivenUp) {
   std::vector<size_t> seen;
   size_t total = 0;
-  ASSERT_OK(ExpertRunner::Load(model_->checkpoint(), model_->config(), {0, 1}, model_->device(),
-                               [&](size_t done, size_t all) {
+  const Device one_thread{.isa = model_->device().isa};
+  ASSERT_OK(ExpertRunner::Load(model_->checkpoint(), model_->config(), {0, 1, 2, 3, 4, 5, 6, 7},
+                               WeightDtype::kBf16, one_thread, [&](size_t done, size_t all) {
                                  seen.push_back(done);
                                  total = all;
                                  return true;
                                }));
-  ASSERT_EQ(seen.size(), 4u);
-  EXPECT_EQ(seen.back(), total);
-  EXPECT_THAT(ExpertRunner::Load(model_->checkpoint(), model_->config(), {0, 1}, model_->device(),
-                                 [](size_t, size_t) { return false; }),
+  // 16 experts in two layers, told of after every 8 that one thread loads.
+  ASSERT_EQ(seen.size(), 2u);
+  EXPECT_EQ(seen[0] * 2, seen[1]);
+  EXPECT_EQ(seen[1], total);
+  EXPECT_THAT(ExpertRunner::Load(model_->checkpoint(), model_->config(), {0, 1}, WeightDtype::kBf16,
+                                 model_->device(), [](size_t, size_t) { return false; }),
               StatusIs(absl::StatusCode::kCancelled));
 }
 

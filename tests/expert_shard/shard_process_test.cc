@@ -125,28 +125,29 @@ TEST_F(ShardProcessTest, EveryStartHasAnEpochOfItsOwn) {
   EXPECT_NE(epochs[0], epochs[1]);
 }
 
-TEST_F(ShardProcessTest, StartErrorsAreOneLineAndStatus1) {
+TEST_F(ShardProcessTest, StartErrorsAreOneLineAndAStatus) {
   TestShard other(model_, {0});
   const std::string bad_model = model_.dir() + "-missing";
   const struct {
+    int status;  // 2: the flags alone are wrong
     std::vector<std::string> args;
     std::string message;
   } cases[] = {
-      {Args({"--listen", other.target(), "--experts", "0"}), other.target()},
-      {Args({"--experts", "8"}), "8"},
-      {Args({"--experts", "0", "--num_shards", "2"}), "either --experts or both"},
-      {Args({}), "either --experts or both"},
-      {Args({"--shard_index", "3", "--num_shards", "3"}), "--shard_index is 3, want 0..2"},
-      {Args({"--shard_index", "0", "--num_shards", "9"}), "--num_shards is 9, want 1..8"},
-      {Args({"--experts", "0", "--cpu_isa", "mmx"}), "mmx"},
-      {Args({"--experts", "0", "--log_level", "loud"}), "loud"},
-      {Args({"--experts", "0", "--metrics_listen", "here"}), "here"},
-      {Args({"--experts", "0", "--drain_seconds", "-1"}), "--drain_seconds is -1"},
-      {{"--model", bad_model, "--experts", "0"}, bad_model},
+      {1, Args({"--listen", other.target(), "--experts", "0"}), other.target()},
+      {1, Args({"--experts", "8"}), "8"},
+      {2, Args({"--experts", "0", "--num_shards", "2"}), "either --experts or both"},
+      {2, Args({}), "either --experts or both"},
+      {1, Args({"--shard_index", "3", "--num_shards", "3"}), "--shard_index is 3, want 0..2"},
+      {1, Args({"--shard_index", "0", "--num_shards", "9"}), "--num_shards is 9, want 1..8"},
+      {2, Args({"--experts", "0", "--cpu_isa", "mmx"}), "mmx"},
+      {2, Args({"--experts", "0", "--log_level", "loud"}), "loud"},
+      {2, Args({"--experts", "0", "--metrics_listen", "here"}), "here"},
+      {2, Args({"--experts", "0", "--drain_seconds", "-1"}), "--drain_seconds is -1"},
+      {1, {"--model", bad_model, "--experts", "0"}, bad_model},
   };
   for (const auto& start : cases) {
     ShardProcess shard(stderr_path(), start.args);
-    EXPECT_EQ(shard.Wait(), 1) << Stderr();
+    EXPECT_EQ(shard.Wait(), start.status) << Stderr();
     EXPECT_THAT(Stderr(), HasSubstr(start.message));
   }
 }

@@ -80,6 +80,18 @@ class NumericsTest(harness.IntegrationTest):
             with self.subTest(shards=shards):
                 self.check("--shards", shards)
 
+    def test_quantized_weights_on_shards_and_in_process(self):
+        for dtype in ("int8", "int4"):
+            answers = []
+            for shards in (0, 2):
+                cluster = self.start_cluster(MODEL, "--log_level", "warning", "--shards", shards,
+                                             "--weight_dtype", dtype).wait_ready()
+                answers.append(self.ask_all(cluster))
+                self.assertEqual(cluster.stop(), 0)
+            with self.subTest(dtype=dtype):
+                self.assertEqual(answers[0], answers[1])
+                self.assertNotEqual(answers[0], self.expected)
+
     def test_on_two_workers_with_two_shards(self):
         self.check("--workers", 2, "--shards", 2)
 

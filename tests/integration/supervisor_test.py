@@ -7,7 +7,7 @@ import signal
 import socket
 import unittest
 
-from harness import IntegrationTest, conclave, is_gone, wait_until
+from harness import BIN_DIR, IntegrationTest, Program, conclave, is_gone, wait_until
 
 PROGRAMS = ["conclave-expert-shard", "conclave-worker", "conclave-router"]
 
@@ -214,6 +214,31 @@ class SupervisorTest(IntegrationTest):
                 self.assertEqual((code, out), (1, ""))
                 self.assertIn(message, err)
                 self.assertEqual(err.count("\n"), 1, err)
+
+    def test_flags_come_from_the_environment_and_a_file(self):
+        config = self.dir / "up.toml"
+        config.write_text("# a small cluster\nshards = 2\nworkers = 3\nlog_format = \"json\"\n")
+        program = Program([BIN_DIR / "conclave", "up", "--bin_dir", self.dir, "--config", config],
+                          {"FAKE_DIR": str(self.dir), "CONCLAVE_UP_MODEL": str(self.model),
+                           "CONCLAVE_UP_WORKERS": "1"})
+        self.addCleanup(program.close)
+        program.wait_for("^Conclave is ready after")
+        started = self.events("start")
+        self.assertEqual([event[1] for event in started],
+                         ["conclave-expert-shard"] * 2 + ["conclave-worker", "conclave-router"])
+        for event in started:
+            self.assertEqual(event[3][event[3].index("--log_format") + 1], "json")
+        program.signal(signal.SIGTERM)
+        self.assertEqual(program.wait(), 0, program.errors)
+
+    def test_one_error_lists_all_that_is_wrong(self):
+        config = self.dir / "up.toml"
+        config.write_text("sharts = 2\n")
+        code, out, err = conclave("up", "--workers", 0, "--grpc_port", 99999, "--config", config)
+        self.assertEqual((code, out, err.count("\n")), (2, "", 1), err)
+        for wrong in ("--model is required", "--workers: Value 0", "--grpc_port: Value 99999",
+                      "sets sharts"):
+            self.assertIn(wrong, err)
 
     def test_usage_errors(self):
         for arguments in ([], ["fly"], ["up"], ["up", "--model", "x", "--workers", "0"],

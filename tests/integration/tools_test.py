@@ -1,13 +1,16 @@
 """The commands that measure, watch and plan, on a real cluster and a real terminal."""
 import json
 import os
+import pathlib
 import pty
 import signal
 import subprocess
+import sys
 import threading
 import unittest
 
-from harness import BIN_DIR, DEADLINE_SECONDS, IntegrationTest, conclave, wait_until
+from harness import (BIN_DIR, DEADLINE_SECONDS, SOURCE_DIR, IntegrationTest, conclave, is_gone,
+                     wait_until)
 
 
 class Terminal:
@@ -110,6 +113,37 @@ class ToolsTest(IntegrationTest):
         code, out, _ = conclave("status", "--endpoint", cluster.endpoint, "--watch")
         self.assertEqual(code, 0)
         self.assertNotIn("\x1b", out, "no terminal: once, in plain text")
+
+    def cluster_bench(self, *arguments):
+        return subprocess.Popen(
+            [sys.executable, SOURCE_DIR / "tools" / "cluster_bench.py", "--bin", BIN_DIR, "--model",
+             self.model, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def test_cluster_bench_compares_topologies(self):
+        out, err = self.cluster_bench("--quick").communicate(timeout=DEADLINE_SECONDS)
+        rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[2:]}
+        self.assertEqual(list(rows), ["1+0", "1+2", "2+2"], err)
+        self.assertEqual(rows["1+0"][:3], ["1.00"] * 3)
+        for row in rows.values():
+            self.assertTrue(all(float(rate) > 0 for rate in row[3:6]), out)
+
+    def test_cluster_bench_leaves_nothing_behind(self):
+        bench = self.cluster_bench("--repeat", "1000")
+        self.addCleanup(bench.communicate)
+        self.addCleanup(bench.kill)
+
+        def children(pid):
+            return [int(child) for task in pathlib.Path(f"/proc/{pid}/task").iterdir()
+                    for child in (task / "children").read_text().split()]
+
+        # The cluster, and then a `conclave bench`, are the script's children.
+        wait_until(lambda: len(children(bench.pid)) == 2, "a cluster under load")
+        started = children(bench.pid)
+        started += [process for child in started for process in children(child)]
+        bench.send_signal(signal.SIGINT)
+        self.assertEqual(bench.wait(DEADLINE_SECONDS), 1)
+        for pid in started:
+            wait_until(lambda pid=pid: is_gone(pid), f"the end of process {pid}")
 
     def test_plans_name_flags_that_exist(self):
         helps = {}

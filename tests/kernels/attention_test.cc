@@ -35,29 +35,27 @@ struct Cache {
     std::shuffle(order.begin(), order.end(), generator);
     k.assign(num_blocks * shape.kv_heads * kBlock * shape.head_dim, ToBFloat16(NAN));
     v = k;
-    size_t next = 0;
-    for (const int64_t length : lengths) {
-      tables.emplace_back();
-      for (int64_t i = 0; i < length; i += kBlock) tables.back().push_back(order[next++]);
-      for (int64_t p = 0; p < length; ++p) FillSlot(tables.back(), p, generator);
-    }
     layer = {.k = k.data(),
              .v = v.data(),
              .num_blocks = num_blocks,
              .num_key_value_heads = shape.kv_heads,
              .block_tokens = kBlock,
              .head_dim = shape.head_dim};
+    size_t next = 0;
+    for (const int64_t length : lengths) {
+      tables.emplace_back();
+      for (int64_t i = 0; i < length; i += kBlock) tables.back().push_back(order[next++]);
+      for (int64_t p = 0; p < length; ++p) FillSlot(tables.back(), p, generator);
+    }
   }
 
   void FillSlot(const std::vector<int32_t>& table, int64_t p, std::mt19937_64& generator) {
     std::normal_distribution<float> normal;
     for (int h = 0; h < shape.kv_heads; ++h) {
-      const int64_t slot =
-          ((int64_t{table[p / kBlock]} * shape.kv_heads + h) * kBlock + p % kBlock) *
-          shape.head_dim;
+      const int64_t slot = int64_t{table[p / kBlock]} * kBlock + p % kBlock;
       for (int i = 0; i < shape.head_dim; ++i) {
-        k[slot + i] = ToBFloat16(normal(generator));
-        v[slot + i] = ToBFloat16(normal(generator));
+        k[layer.KeyIndex(slot, h, i)] = ToBFloat16(normal(generator));
+        v[layer.ValueIndex(slot, h, i)] = ToBFloat16(normal(generator));
       }
     }
   }
@@ -91,11 +89,13 @@ TEST(AttentionReferenceTest, HandWorked) {
   // head_dim 2, scale 1/sqrt 2. Position 0: k = (0, 0), v = (1, 10); 1: k = (sqrt 2, 0),
   // v = (3, 30). q = (ln 3, 5): scores 0 and ln 3 (about), weights 1/4 and 3/4.
   Cache cache({.heads = 1, .kv_heads = 1, .head_dim = 2}, {2}, 1);
-  const int64_t slot = int64_t{cache.tables[0][0]} * kBlock * 2;
-  const float k[] = {0, 0, std::sqrt(2.0f), 0}, v[] = {1, 10, 3, 30};
+  // A block of head_dim 2 has one line of key pairs; its first values are those of tokens 0 and 1,
+  // interleaved.
+  const int64_t block = int64_t{cache.tables[0][0]} * kBlock * 2;
+  const float k[] = {0, 0, std::sqrt(2.0f), 0}, v[] = {1, 3, 10, 30};
   for (int i = 0; i < 4; ++i) {
-    cache.k[slot + i] = ToBFloat16(k[i]);
-    cache.v[slot + i] = ToBFloat16(v[i]);
+    cache.k[block + i] = ToBFloat16(k[i]);
+    cache.v[block + i] = ToBFloat16(v[i]);
   }
   const std::vector<BFloat16> q =
       ToBFloat16(std::vector<float>{7, 7, std::log(3.0f), 5});  // of positions 0 and 1

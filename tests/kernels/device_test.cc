@@ -16,7 +16,8 @@ TEST(DeviceTest, AutoIsTheDetectedOne) {
 }
 
 TEST(DeviceTest, NamesParseBackUpToTheDetectedOne) {
-  for (const CpuIsa isa : {CpuIsa::kPlain, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16}) {
+  for (const CpuIsa isa :
+       {CpuIsa::kPlain, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16, CpuIsa::kAmx}) {
     const absl::StatusOr<CpuIsa> parsed = ParseCpuIsa(CpuIsaName(isa));
     if (isa <= DetectCpuIsa()) {
       ASSERT_OK(parsed);

@@ -14,7 +14,7 @@ using testing::HasSubstr;
 struct Problem {
   // pairs_per_expert[e] pairs of expert e, of random rows.
   Problem(int64_t rows, int64_t hidden, int64_t intermediate, std::vector<int64_t> pairs_per_expert,
-          uint64_t seed)
+          uint64_t seed, WeightDtype dtype = WeightDtype::kBf16)
       : num_rows(rows),
         hidden_size(hidden),
         intermediate_size(intermediate),
@@ -25,9 +25,8 @@ struct Problem {
       const float scale = 1 / std::sqrt(static_cast<float>(hidden));
       experts[e] = {
           .gate_up_proj =
-              Pack(RandomBf16(2 * intermediate * hidden, seed + 10 * e + 1, 2 * scale), hidden),
-          .down_proj =
-              Pack(RandomBf16(hidden * intermediate, seed + 10 * e + 2, scale), intermediate)};
+              RandomMatrix(dtype, 2 * intermediate, hidden, seed + 10 * e + 1, 2 * scale),
+          .down_proj = RandomMatrix(dtype, hidden, intermediate, seed + 10 * e + 2, scale)};
       groups.push_back({.weights = &experts[e],
                         .first_pair = static_cast<int64_t>(pair_rows.size()),
                         .num_pairs = pairs_per_expert[e]});
@@ -93,46 +92,55 @@ TEST(ExpertFfnReferenceTest, HandWorked) {
 }
 
 TEST(ExpertFfnTest, MatchesReference) {
-  ExpertFfnWorkspace workspace;  // kept from shape to shape, as a shard does
-  for (const auto& [hidden, intermediate] : {std::pair{17, 16}, {64, 48}, {100, 80}, {256, 112}}) {
-    for (const std::vector<int64_t>& pairs :
-         {std::vector<int64_t>{1}, {0, 3, 0}, {1, 1, 1, 1, 1, 1, 1, 1}, {7, 13, 1, 100}, {}}) {
-      const Problem problem(9, hidden, intermediate, pairs, hidden);
-      const std::vector<BFloat16> expected = problem.Run(nullptr, &workspace);
-      for (const CpuIsa isa : TestIsas()) {
-        const Device device{.isa = isa};
-        // The intermediate may round to the neighbouring BF16 where its FP32 sum differs in the
-        // last bits: 2^-8 of one of about 100 terms of magnitude below 1, and few of them do.
-        EXPECT_TRUE(NearBf16(problem.Run(&device, &workspace), expected, 8e-3f))
-            << Name(isa) << " " << hidden << " x " << intermediate;
+  for (const WeightDtype dtype : kTestDtypes) {
+    ExpertFfnWorkspace workspace;  // kept from shape to shape, as a shard does
+    for (const auto& [hidden, intermediate] :
+         {std::pair{17, 16}, {64, 48}, {100, 80}, {256, 112}}) {
+      for (const std::vector<int64_t>& pairs :
+           {std::vector<int64_t>{1}, {0, 3, 0}, {1, 1, 1, 1, 1, 1, 1, 1}, {7, 13, 1, 100}, {}}) {
+        const Problem problem(9, hidden, intermediate, pairs, hidden, dtype);
+        const std::vector<BFloat16> expected = problem.Run(nullptr, &workspace);
+        for (const CpuIsa isa : TestIsas()) {
+          const Device device{.isa = isa};
+          // The intermediate may round to the neighbouring BF16 where its FP32 sum differs in the
+          // last bits: 2^-8 of one of about 100 terms of magnitude below 1, and few of them do.
+          // With integer products such a value may also take the next code, which is 2^-7 of the
+          // largest of its group, and random FP8 values have larger extremes.
+          const float slack = dtype == WeightDtype::kBf16 ? 8e-3f : 4e-2f;
+          EXPECT_TRUE(NearBf16(problem.Run(&device, &workspace), expected, slack))
+              << Name(isa) << " " << hidden << " x " << intermediate << " "
+              << WeightDtypeName(dtype);
+        }
       }
     }
   }
 }
 
 TEST(ExpertFfnTest, APairDoesNotDependOnOthersOrThreads) {
-  const Problem problem(9, 130, 96, {5, 1, 40, 6}, 21);
-  ExpertFfnWorkspace workspace;
-  for (const CpuIsa isa : TestIsas()) {
-    const Device alone{.isa = isa};
-    const std::vector<BFloat16> batch = problem.Run(&alone, &workspace);
-    for (const int threads : {2, 3, 7}) {
-      ThreadPool pool(threads);
-      const Device device{.isa = isa, .pool = &pool};
-      EXPECT_TRUE(SameBits(problem.Run(&device, &workspace), batch)) << Name(isa) << threads;
-    }
-    for (const ExpertGroup& group : problem.groups) {
-      for (int64_t i = 0; i < group.num_pairs; ++i) {
-        const int64_t pair = group.first_pair + i;
-        const ExpertGroup one{.weights = group.weights, .num_pairs = 1};
-        std::vector<BFloat16> output(130);
-        ExpertFfnArgs args = problem.Args(output.data(), &workspace);
-        args.pair_rows = args.pair_rows.subspan(pair, 1);
-        args.groups = {&one, 1};
-        ASSERT_OK(ExpertFfn(args, alone));
-        EXPECT_TRUE(SameBits(output, std::vector<BFloat16>(batch.begin() + pair * 130,
-                                                           batch.begin() + (pair + 1) * 130)))
-            << Name(isa) << " pair " << pair;
+  for (const WeightDtype dtype : kTestDtypes) {
+    const Problem problem(9, 130, 96, {5, 1, 40, 6}, 21, dtype);
+    ExpertFfnWorkspace workspace;
+    for (const CpuIsa isa : TestIsas()) {
+      const Device alone{.isa = isa};
+      const std::vector<BFloat16> batch = problem.Run(&alone, &workspace);
+      for (const int threads : {2, 3, 7}) {
+        ThreadPool pool(threads);
+        const Device device{.isa = isa, .pool = &pool};
+        EXPECT_TRUE(SameBits(problem.Run(&device, &workspace), batch)) << Name(isa) << threads;
+      }
+      for (const ExpertGroup& group : problem.groups) {
+        for (int64_t i = 0; i < group.num_pairs; ++i) {
+          const int64_t pair = group.first_pair + i;
+          const ExpertGroup one{.weights = group.weights, .num_pairs = 1};
+          std::vector<BFloat16> output(130);
+          ExpertFfnArgs args = problem.Args(output.data(), &workspace);
+          args.pair_rows = args.pair_rows.subspan(pair, 1);
+          args.groups = {&one, 1};
+          ASSERT_OK(ExpertFfn(args, alone));
+          EXPECT_TRUE(SameBits(output, std::vector<BFloat16>(batch.begin() + pair * 130,
+                                                             batch.begin() + (pair + 1) * 130)))
+              << Name(isa) << " pair " << pair;
+        }
       }
     }
   }
@@ -166,6 +174,10 @@ TEST(ExpertFfnTest, RefusesBadArguments) {
   std::vector<ExpertGroup> groups = problem.groups;
   groups[1].weights = nullptr;
   expect([&](ExpertFfnArgs& a) { a.groups = groups; }, "weights is null");
+  const Problem int8(3, 32, 16, {2, 1}, 1, WeightDtype::kInt8);
+  groups[1].weights = &int8.experts[1];
+  expect([&](ExpertFfnArgs& a) { a.groups = groups; },
+         "gate_up_proj.dtype is int8, want bf16 as in the first group");
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 
 #include "common/bfloat16.h"
 #include "kernels/device.h"
+#include "kernels/fp8.h"
 #include "kernels/packed_matrix.h"
 
 namespace conclave {
@@ -18,7 +19,8 @@ namespace conclave {
 // Every instruction set this machine runs: plain up to the detected one.
 inline std::vector<CpuIsa> TestIsas() {
   std::vector<CpuIsa> isas;
-  for (const CpuIsa isa : {CpuIsa::kPlain, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16}) {
+  for (const CpuIsa isa :
+       {CpuIsa::kPlain, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16, CpuIsa::kAmx}) {
     if (isa <= DetectCpuIsa()) isas.push_back(isa);
   }
   return isas;
@@ -44,9 +46,56 @@ inline std::vector<BFloat16> RandomBf16(int64_t size, uint64_t seed, float scale
   return ToBFloat16(RandomNormal(size, seed, scale));
 }
 
-inline PackedMatrix Pack(const std::vector<BFloat16>& rows, int64_t in_features) {
+inline PackedMatrix Pack(const std::vector<BFloat16>& rows, int64_t in_features,
+                         WeightDtype dtype = WeightDtype::kBf16) {
   const MatrixRows part{rows.data(), static_cast<int64_t>(rows.size()) / in_features};
-  return PackedMatrix::Pack({&part, 1}, in_features, nullptr);
+  return PackedMatrix::Pack({&part, 1}, in_features, nullptr, dtype);
+}
+
+// A random FP8 matrix with its blocks' scales, no NaN.
+struct Fp8Matrix {
+  Fp8Matrix(int64_t out, int64_t in, uint64_t seed, float scale)
+      : out_features(out), in_features(in), values(out * in) {
+    std::mt19937_64 generator(seed);
+    for (uint8_t& value : values) {
+      do value = static_cast<uint8_t>(generator());
+      while ((value & 0x7f) == 0x7f);
+    }
+    // Random codes have a root mean square of about 100.
+    std::uniform_real_distribution<float> uniform(scale / 200, scale / 100);
+    scales.resize((out + 127) / 128 * ((in + 127) / 128));
+    for (float& value : scales) value = uniform(generator);
+  }
+
+  Fp8Rows Rows() const { return {values.data(), scales.data(), out_features}; }
+  PackedMatrix Packed() const {
+    const Fp8Rows part = Rows();
+    return PackedMatrix::PackFp8({&part, 1}, in_features, nullptr);
+  }
+  // value * scale in FP32, rounded once: what a reader that widens would give.
+  std::vector<BFloat16> Widened() const {
+    std::vector<BFloat16> widened(values.size());
+    for (int64_t i = 0; i < out_features * in_features; ++i) {
+      const int64_t block =
+          i / in_features / 128 * ((in_features + 127) / 128) + i % in_features / 128;
+      widened[i] = ToBFloat16(E4M3ToFloat(values[i]) * scales[block]);
+    }
+    return widened;
+  }
+
+  int64_t out_features, in_features;
+  std::vector<uint8_t> values;
+  std::vector<float> scales;
+};
+
+inline constexpr WeightDtype kTestDtypes[] = {WeightDtype::kBf16, WeightDtype::kInt8,
+                                              WeightDtype::kInt4, WeightDtype::kFp8};
+
+// A random matrix of any dtype, its values of about magnitude `scale`.
+inline PackedMatrix RandomMatrix(WeightDtype dtype, int64_t out, int64_t in, uint64_t seed,
+                                 float scale) {
+  if (dtype == WeightDtype::kFp8) return Fp8Matrix(out, in, seed, scale).Packed();
+  return Pack(RandomBf16(out * in, seed, scale), in, dtype);
 }
 
 // Bits, not values: NaN equals NaN, 0 differs from -0.

@@ -81,10 +81,12 @@ TEST(NormRopeReferenceTest, HandWorked) {
   // 0.841471 = 1.936576. k: (0, 1.414214) turns into (-1.190020, 0.764103).
   EXPECT_EQ(result.q[0], ToBFloat16(-1.445569f));
   EXPECT_EQ(result.q[1], ToBFloat16(1.936576f));
+  // The only pair of the key lies with those of the other 15 tokens; slot 3's value is the odd one
+  // of the second pair of tokens, which starts at 2 * 2.
   EXPECT_EQ(result.k[3 * 2], ToBFloat16(-1.190020f));
   EXPECT_EQ(result.k[3 * 2 + 1], ToBFloat16(0.764103f));
-  EXPECT_EQ(ToFloat(result.v[3 * 2]), 7);
-  EXPECT_EQ(ToFloat(result.v[3 * 2 + 1]), -1.5f);
+  EXPECT_EQ(ToFloat(result.v[4 + 1]), 7);
+  EXPECT_EQ(ToFloat(result.v[4 + 3]), -1.5f);
 }
 
 TEST(NormRopeTest, MatchesReferenceForEveryHeadSize) {
@@ -112,7 +114,9 @@ TEST(NormRopeTest, MatchesReferenceForEveryHeadSize) {
 }
 
 TEST(NormRopeTest, WritesSlotsOfItsHeadAndBlock) {
-  // Token at slot 17 is offset 1 of block 1; KV head 1 of 2 lies after head 0's 16 tokens.
+  // Token at slot 17 is offset 1 of block 1; KV head 1 of 2 lies after head 0's 16 tokens. Its
+  // four values are the odd ones of the first pair of tokens, its key the second pair of each of
+  // the two lines of 16 pairs.
   Problem problem(1, 2, 2, 4, 9);
   problem.slots = {17};
   Result result;
@@ -123,14 +127,20 @@ TEST(NormRopeTest, WritesSlotsOfItsHeadAndBlock) {
   args.kv_cache.k = result.k.data();
   args.kv_cache.v = result.v.data();
   ASSERT_OK(NormRope(args, {.isa = DetectCpuIsa()}));
-  const float* const v_head1 = problem.qkv.data() + (2 + 2 + 1) * 4;
-  const size_t slot = ((1 * 2 + 1) * 16 + 1) * 4;
-  for (size_t i = 0; i < result.v.size(); ++i) {
-    if (i >= slot && i < slot + 4) {
-      EXPECT_EQ(result.v[i], ToBFloat16(v_head1[i - slot]));
-    } else if (i < (1 * 2 * 16 + 1) * 4 || i >= (1 * 2 * 16 + 2) * 4) {  // head 0's slot
-      EXPECT_EQ(result.v[i].bits, 0) << i;
+  const float* const v_head[] = {problem.qkv.data() + (2 + 2) * 4,
+                                 problem.qkv.data() + (2 + 2 + 1) * 4};
+  std::vector<BFloat16> v(result.v.size());
+  std::vector<bool> k_written(result.k.size());
+  for (const int head : {0, 1}) {
+    const size_t start = (1 * 2 + head) * 16 * 4;
+    for (int i = 0; i < 4; ++i) v[start + 2 * i + 1] = ToBFloat16(v_head[head][i]);
+    for (const size_t line : {0, 32}) {
+      k_written[start + line + 2] = k_written[start + line + 3] = true;
     }
+  }
+  EXPECT_TRUE(SameBits(result.v, v));
+  for (size_t i = 0; i < result.k.size(); ++i) {
+    EXPECT_EQ(result.k[i].bits != 0, k_written[i]) << i;
   }
 }
 
@@ -153,6 +163,7 @@ TEST(NormRopeTest, RefusesBadArguments) {
   expect([](NormRopeArgs& a) { a.kv_cache.k = nullptr; }, "kv_cache.k is null");
   expect([](NormRopeArgs& a) { a.num_tokens = -1; }, "num_tokens is -1");
   expect([](NormRopeArgs& a) { a.num_attention_heads = 0; }, "num_attention_heads is 0");
+  expect([](NormRopeArgs& a) { a.kv_cache.block_tokens = 15; }, "block_tokens is 15, want even");
   expect([](NormRopeArgs& a) { a.kv_cache.head_dim = 7; }, "head_dim is 7, want even");
   expect([](NormRopeArgs& a) { a.kv_cache.head_dim = 512; }, "head_dim is 512");
   expect([](NormRopeArgs& a) { a.kv_cache.head_dim = 16; }, "rope.head_dim is 8");

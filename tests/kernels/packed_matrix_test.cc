@@ -2,6 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
+
+#include "kernels/quantize.h"
+#include "model/weight_reader.h"
 #include "tests/kernels/kernel_test_support.h"
 
 namespace conclave {
@@ -36,6 +40,62 @@ TEST(PackedMatrixTest, EveryWeightIsFoundForAnyShapeAndPool) {
         for (int64_t i = 0; i < in; ++i) ASSERT_EQ(matrix.At(o, i), rows[o * in + i]);
       }
     }
+  }
+}
+
+TEST(PackedMatrixTest, QuantizedWeightsKeepTheirScalesPerGroup) {
+  ThreadPool pool(3);
+  for (const WeightDtype dtype : {WeightDtype::kInt8, WeightDtype::kInt4}) {
+    for (const int64_t out : {1, 16, 17, 100}) {
+      for (const int64_t in : {1, 64, 257, 600}) {
+        const std::vector<BFloat16> rows = RandomBf16(out * in, out * 100 + in);
+        const MatrixRows part{rows.data(), out};
+        const PackedMatrix matrix = PackedMatrix::Pack({&part, 1}, in, &pool, dtype);
+        ASSERT_EQ(matrix.bytes(), WeightBytes(dtype, out, in));
+        const int64_t group = matrix.group_size();
+        std::vector<int8_t> codes(group);
+        for (int64_t o = 0; o < out; ++o) {
+          for (int64_t begin = 0; begin < in; begin += group) {
+            const int64_t size = std::min(group, in - begin);
+            float scale = 0;
+            (dtype == WeightDtype::kInt8 ? QuantizeInt8 : QuantizeInt4)(
+                rows.data() + o * in + begin, size, codes.data(), &scale);
+            ASSERT_EQ(matrix.Scale(o, begin / group), scale);
+            for (int64_t k = 0; k < size; ++k) {
+              ASSERT_EQ(matrix.Code(o, begin + k), codes[k]);
+              ASSERT_EQ(matrix.Value(o, begin + k), static_cast<float>(codes[k]) * scale);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(PackedMatrixTest, Fp8PartsKeepTheirOwnScales) {
+  // The second part's blocks begin in the middle of a panel and of the first one's.
+  for (const int64_t in : {1, 130, 256}) {
+    const Fp8Matrix q(150, in, 1, 1), k(9, in, 2, 1);
+    const Fp8Rows parts[] = {q.Rows(), {nullptr, nullptr, 0}, k.Rows()};
+    const PackedMatrix matrix = PackedMatrix::PackFp8(parts, in, nullptr);
+    ASSERT_EQ(matrix.dtype(), WeightDtype::kFp8);
+    ASSERT_EQ(matrix.out_features(), 159);
+    std::vector<BFloat16> expected = q.Widened();
+    const std::vector<BFloat16> below = k.Widened();
+    expected.insert(expected.end(), below.begin(), below.end());
+    for (int64_t o = 0; o < 159; ++o) {
+      for (int64_t i = 0; i < in; ++i) ASSERT_EQ(matrix.At(o, i), expected[o * in + i]);
+    }
+  }
+}
+
+TEST(PackedMatrixTest, E4M3IsTheReadersTable) {
+  for (int code = 0; code < 256; ++code) {
+    const float ours = E4M3ToFloat(static_cast<uint8_t>(code));
+    const float readers = Fp8E4M3ToFloat(static_cast<uint8_t>(code));
+    EXPECT_EQ(std::isnan(ours), std::isnan(readers)) << code;
+    if (std::isnan(ours)) continue;
+    EXPECT_EQ(std::bit_cast<uint32_t>(ours), std::bit_cast<uint32_t>(readers)) << code;
   }
 }
 

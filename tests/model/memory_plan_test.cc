@@ -59,7 +59,7 @@ TEST(MemoryPlanTest, SplitsWeightsByRole) {
 
 TEST(MemoryPlanTest, StoredWeightsByKind) {
   ASSERT_OK_AND_ASSIGN(Qwen3Config config, KnownModel("qwen3-30b-a3b"));
-  const WeightBytes bf16 = StoredWeightBytes(config);
+  const BytesByKind bf16 = StoredWeightBytes(config);
   EXPECT_EQ(bf16.Total(), 2 * TotalParameters(config));
   EXPECT_EQ(bf16.Worker(), WorkerWeightBytes(config));
   EXPECT_EQ(bf16.attention, 2LL * 48 * 2048 * 128 * (32 + 32 + 4 + 4));
@@ -72,7 +72,7 @@ TEST(MemoryPlanTest, StoredWeightsByKind) {
   EXPECT_EQ(bf16.experts, 48 * 128 * bf16.one_expert);
   // FP8: one byte a weight of a projection, and 4 for each of its 128 x 128 blocks.
   config.quantization = WeightQuantization::kFp8Block128;
-  const WeightBytes fp8 = StoredWeightBytes(config);
+  const BytesByKind fp8 = StoredWeightBytes(config);
   EXPECT_EQ(fp8.one_expert, 3 * (2048 * 768 + 4 * (2048 / 128) * (768 / 128)));
   EXPECT_EQ(fp8.gates, bf16.gates);
   EXPECT_EQ(fp8.embeddings, bf16.embeddings);

@@ -227,6 +227,7 @@ struct ErrorCase {
   std::string body;
   std::string message;  // its beginning
 };
+void PrintTo(const ErrorCase& error, std::ostream* out) { *out << error.body; }
 
 class OpenAiChatErrorTest : public testing::TestWithParam<ErrorCase> {};
 

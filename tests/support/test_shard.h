@@ -49,8 +49,9 @@ class TestModel {
     std::iota(all.begin(), all.end(), 0);
     return all;
   }
-  std::unique_ptr<ExpertRunner> LoadRunner(const std::vector<int>& experts) {
-    auto runner = ExpertRunner::Load(*checkpoint_, config_, experts, device());
+  std::unique_ptr<ExpertRunner> LoadRunner(const std::vector<int>& experts,
+                                           WeightDtype dtype = WeightDtype::kBf16) {
+    auto runner = ExpertRunner::Load(*checkpoint_, config_, experts, dtype, device());
     CHECK(runner.ok()) << runner.status();
     return *std::move(runner);
   }
@@ -67,9 +68,10 @@ class TestModel {
 class TestShard {
  public:
   TestShard(TestModel& model, const std::vector<int>& experts, uint64_t epoch = 1,
-            const std::string& listen = "127.0.0.1:0", bool shared_memory = true)
+            const std::string& listen = "127.0.0.1:0", bool shared_memory = true,
+            WeightDtype dtype = WeightDtype::kBf16)
       : metrics_(&registry_, model.config()),
-        runner_(model.LoadRunner(experts)),
+        runner_(model.LoadRunner(experts, dtype)),
         batcher_(runner_.get(), &metrics_),
         service_(&metrics_, shared_memory) {
     ServerOptions options;

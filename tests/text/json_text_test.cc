@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "common/limits.h"
 #include "tests/support/status_matchers.h"
 
 namespace conclave {
@@ -98,6 +99,17 @@ TEST(JsonTextTest, NestingHasABound) {
   EXPECT_THAT(ParseJson(nested(300)),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("at most 256 levels")));
   EXPECT_THAT(ParseJson(std::string(1000000, '[')), StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
+TEST(JsonTextTest, BoundsTheNumberOfValues) {
+  const auto list = [](int size) {
+    std::string text = "[0";
+    for (int i = 1; i < size; ++i) text += ",0";
+    return text + "]";
+  };
+  EXPECT_OK(ParseJson(list(limits::kMaxJsonValues - 1)));  // the list itself is one
+  EXPECT_THAT(ParseJson(list(limits::kMaxJsonValues)),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("at most 1048576 values")));
 }
 
 // Writing and reading again gives the same text: nothing is lost on the way.

@@ -217,7 +217,7 @@ TEST_F(ExpertExchangeTest, EachShardIsToldOfARequestOnce) {
   tag.set_traceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
   exchange->Announce(tag);
   for (const uint64_t seed : {1, 2, 3}) {
-    EXPECT_OK(Step(*model_, 0, 20, seed).Run(*exchange));
+    EXPECT_OK(ExchangeStep(*model_, 0, 20, seed).Run(*exchange));
   }
   for (const ScriptedShard* shard : {&a, &b}) {
     const std::vector<v1::RequestTag> told = shard->announced();
@@ -367,6 +367,20 @@ TEST_F(ExpertExchangeTest, AnotherModelIsRefused) {
   EXPECT_THAT(step.Run(exchange),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("another model")));
   EXPECT_THAT(metrics_.Text(), HasSubstr("conclave_worker_shards_with_other_model 1\n"));
+}
+
+TEST_F(ExpertExchangeTest, AnotherWeightDtypeIsRefused) {
+  TestShard shard(*model_, model_->AllExperts(), /*epoch=*/1, "127.0.0.1:0",
+                  /*shared_memory=*/true, WeightDtype::kInt8);
+  GrpcExpertExchange exchange(Options({shard.target()}), nullptr, &metrics_);
+  absl::Status ready = exchange.Ready();
+  for (const absl::Time give_up = absl::Now() + kPatience;
+       !absl::IsFailedPrecondition(ready) && absl::Now() < give_up; ready = exchange.Ready()) {
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+  EXPECT_THAT(ready, StatusIs(absl::StatusCode::kFailedPrecondition,
+                              AllOf(HasSubstr("weight_dtype of shard"), HasSubstr(shard.target()),
+                                    HasSubstr("is int8, want bf16"))));
 }
 
 TEST_F(ExpertExchangeTest, NamesTheExpertThatNobodyHas) {

@@ -60,8 +60,8 @@ class Decoders {
   Decoders(const Qwen3Config& config, bool graphs, bool experts_on_device)
       : model_(config), host_cache_(config, kBlocks) {
     const Qwen3Config& c = model_.config();
-    absl::StatusOr<WorkerWeights> weights =
-        LoadWorkerWeights(model_.checkpoint(), c, device_.pool, [](int, int) {});
+    absl::StatusOr<WorkerWeights> weights = LoadWorkerWeights(
+        model_.checkpoint(), c, WeightDtype::kBf16, device_.pool, [](int, int) {});
     EXPECT_OK(weights);
     host_weights_ = *std::move(weights);
     if (c.num_experts > 0) {

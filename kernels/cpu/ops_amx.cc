@@ -1,0 +1,24 @@
+// The kernels for x86-64 with AVX-512, BF16 and byte products and AMX (compiled
+// with their flags).
+// Everything but the table is private to this file.
+#include <immintrin.h>
+
+#include "kernels/cpu/cpu_ops.h"
+
+#define CONCLAVE_BF16_DOT
+#define CONCLAVE_AVX2
+#define CONCLAVE_AVX512
+#define CONCLAVE_AMX
+
+namespace conclave::cpu {
+namespace {
+
+#include "kernels/cpu/vec_avx512.inc"
+// The vectors come first: the kernels are written with them.
+#include "kernels/cpu/kernels.inc"
+
+}  // namespace
+
+const CpuOps kAmxOps = kOps;
+
+}  // namespace conclave::cpu
