@@ -41,9 +41,12 @@ absl::StatusOr<DeviceInfo> QueryDevice(int ordinal) {
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess || count == 0) {
     static_cast<void>(cudaGetLastError());
+    // Without any driver the runtime says that the driver is too old.
     return absl::FailedPreconditionError(
-        absl::StrCat("no CUDA device: ",
-                     error == cudaSuccess ? "this machine has no GPU" : cudaGetErrorString(error)));
+        absl::StrCat("no CUDA device: ", error == cudaSuccess ? "this machine has no GPU"
+                                         : error == cudaErrorInsufficientDriver
+                                             ? "no NVIDIA driver, or one too old"
+                                             : cudaGetErrorString(error)));
   }
   if (ordinal < 0 || ordinal >= count) {
     return absl::InvalidArgumentError(

@@ -42,9 +42,14 @@ Streams& AllStreams() {
   return *streams;
 }
 
+// What the emulated device has.
+constexpr int64_t kTotalBytes = int64_t{4} << 30;
+
 void* AllocatePoisoned(size_t bytes) {
   void* data = nullptr;
-  if (bytes == 0 || posix_memalign(&data, 256, bytes) != 0) return nullptr;
+  if (bytes == 0 || bytes > static_cast<size_t>(kTotalBytes) ||
+      posix_memalign(&data, 256, bytes) != 0)
+    return nullptr;
   return std::memset(data, emulation::kPoison, bytes);
 }
 
@@ -65,7 +70,7 @@ absl::StatusOr<DeviceInfo> QueryDevice(int ordinal) {
   info.name = "emulator";
   info.compute_major = 9;
   info.num_multiprocessors = 132;
-  info.total_bytes = info.free_bytes = int64_t{4} << 30;
+  info.total_bytes = info.free_bytes = kTotalBytes;
   return info;
 }
 
