@@ -19,7 +19,7 @@ using nlohmann::ordered_json;
 
 constexpr int64_t kBatches[] = {1, 8, 32, 64, 128, 256};
 constexpr char kNoCuda[] =
-    "There is no CUDA backend yet: today these commands start the same processes on the CPU.";
+    "Not yet run on a GPU: these commands start the same processes on the CPU.";
 
 double GiB(int64_t bytes) { return std::ldexp(static_cast<double>(bytes), -30); }
 

@@ -14,14 +14,18 @@ endif()
 
 find_package(Threads REQUIRED)
 find_package(absl REQUIRED)
-find_package(Protobuf REQUIRED)
-find_package(gRPC CONFIG REQUIRED)
-find_package(spdlog REQUIRED)
-find_package(nlohmann_json REQUIRED)
-find_package(CLI11 REQUIRED)
-find_program(GRPC_CPP_PLUGIN grpc_cpp_plugin REQUIRED)
-find_library(PROMETHEUS_CORE prometheus-cpp-core REQUIRED)  # Debian ships no CMake package for it
-find_library(PROMETHEUS_PULL prometheus-cpp-pull REQUIRED)
+# For a GPU machine that has nvcc, CMake and ninja, but no gRPC: Abseil (and GoogleTest) are enough.
+option(CONCLAVE_KERNELS_ONLY "Build common/, kernels/ and their tests alone" OFF)
+if(NOT CONCLAVE_KERNELS_ONLY)
+  find_package(Protobuf REQUIRED)
+  find_package(gRPC CONFIG REQUIRED)
+  find_package(spdlog REQUIRED)
+  find_package(nlohmann_json REQUIRED)
+  find_package(CLI11 REQUIRED)
+  find_program(GRPC_CPP_PLUGIN grpc_cpp_plugin REQUIRED)
+  find_library(PROMETHEUS_CORE prometheus-cpp-core REQUIRED)  # Debian ships no CMake package for it
+  find_library(PROMETHEUS_PULL prometheus-cpp-pull REQUIRED)
+endif()
 
 set(CONCLAVE_SANITIZER "" CACHE STRING "address, thread or empty")
 if(CONCLAVE_SANITIZER STREQUAL "address")
@@ -36,13 +40,16 @@ endif()
 
 set(CONCLAVE_WARNINGS -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Werror)
 
-# conclave_library(<folder> [DEPS target...]): one static library of the folder's *.cc (main.cc
-# apart), whose headers must compile alone (target conclave_<folder>_verify_interface_header_sets).
+# conclave_library(<folder> [DEPS target...]): one static library of the folder's *.cc (main.cc and
+# cuda/ apart, which are built on their own), whose headers must compile alone (target
+# conclave_<folder>_verify_interface_header_sets).
 function(conclave_library folder)
   cmake_parse_arguments(ARG "" "" "DEPS" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS *.cc)
   file(GLOB_RECURSE headers CONFIGURE_DEPENDS *.h)
-  list(FILTER sources EXCLUDE REGEX "/main\\.cc$")
+  list(FILTER sources EXCLUDE REGEX
+       "/main\\.cc$|^${CMAKE_CURRENT_SOURCE_DIR}/cuda/")
+  list(FILTER headers EXCLUDE REGEX "^${CMAKE_CURRENT_SOURCE_DIR}/cuda/emulation/")
   add_library(conclave_${folder} STATIC ${sources})
   target_include_directories(conclave_${folder} PUBLIC ${PROJECT_SOURCE_DIR})
   target_compile_options(conclave_${folder} PRIVATE ${CONCLAVE_WARNINGS})

@@ -4,12 +4,14 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "common/bfloat16.h"
 #include "kernels/attention.h"
 #include "kernels/device.h"
 #include "kernels/rope_table.h"
+#include "kernels/sampling.h"
 #include "model/qwen3_config.h"
 #include "worker/expert_exchange.h"
 #include "worker/kv_cache.h"
@@ -33,25 +35,44 @@ struct StepTimes {
   absl::Duration experts;    // dispatch to combine, compute and wire
 };
 
-// The forward pass of one step. Activations are BF16 where the model multiplies, the residual
-// stream and all sums are FP32. Called by one thread.
-class Decoder {
+// The forward pass of one step, on whatever device. Called by one thread.
+class StepDecoder {
+ public:
+  virtual ~StepDecoder() = default;
+
+  // Runs all layers over the batch and writes its KV slots. Errors: those of ExpertExchange::Run,
+  // Internal (the device failed); the KV slots hold valid or overwritable values after any error,
+  // so that the same step can be run again.
+  virtual absl::Status Forward(const StepBatch& batch) = 0;
+
+  // Logits of the `count` logit rows from `first` of the last Forward:
+  // out FP32 row-major [count, vocab_size], host memory. Blocks.
+  virtual absl::Status Logits(int64_t first, int64_t count, float* logits) = 0;
+
+  // Draws from the logit rows from `first` of the last Forward, args[i] from row first + i, its
+  // logits left null: results[i] is what conclave::Sample would draw. False, and nothing done, if
+  // the device does not draw, or not this: the caller takes Logits and draws itself. Blocks. Errors
+  // of conclave::Sample.
+  virtual absl::StatusOr<bool> Draw(int64_t /*first*/, absl::Span<const SampleArgs> /*args*/,
+                                    absl::Span<SampleResult> /*results*/) {
+    return false;
+  }
+
+  // Of the last Forward.
+  virtual const StepTimes& times() const = 0;
+};
+
+// The one on the CPU. Activations are BF16 where the model multiplies, the residual
+// stream and all sums are FP32.
+class Decoder final : public StepDecoder {
  public:
   // `experts` may be null for a dense model. Everything passed in is borrowed.
   Decoder(const Qwen3Config& config, const WorkerWeights& weights, KvCache& kv_cache,
           const Device& device, ExpertExchange* experts);
 
-  // Runs all layers over the batch and writes its KV slots. Errors: those of ExpertExchange::Run;
-  // the KV slots hold valid or overwritable values after any error, so that the same step can be
-  // run again.
-  absl::Status Forward(const StepBatch& batch);
-
-  // Logits of the `count` logit rows from `first` of the last Forward:
-  // out FP32 row-major [count, vocab_size].
-  absl::Status Logits(int64_t first, int64_t count, float* logits);
-
-  // Of the last Forward.
-  const StepTimes& times() const { return times_; }
+  absl::Status Forward(const StepBatch& batch) override;
+  absl::Status Logits(int64_t first, int64_t count, float* logits) override;
+  const StepTimes& times() const override { return times_; }
 
  private:
   absl::Status AttentionLayer(const StepBatch& batch, int layer);

@@ -21,7 +21,7 @@ constexpr absl::Duration kIdlePoll = absl::Milliseconds(20);
 
 }  // namespace
 
-Engine::Engine(EngineOptions options, Decoder& decoder, const Device& device,
+Engine::Engine(EngineOptions options, StepDecoder& decoder, const Device& device,
                WorkerMetrics& metrics)
     : options_(std::move(options)),
       splitting_ids_(IdsThatSplitCharacters(options_.token_bytes,

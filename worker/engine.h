@@ -47,7 +47,7 @@ struct EngineLoad {
 class Engine {
  public:
   // Everything passed in is borrowed and must outlive the engine.
-  Engine(EngineOptions options, Decoder& decoder, const Device& device, WorkerMetrics& metrics);
+  Engine(EngineOptions options, StepDecoder& decoder, const Device& device, WorkerMetrics& metrics);
   ~Engine();  // stops the thread; requests in flight end with Unavailable
 
   // Accepts a request; its events go to `sink` until OnDone. Errors (then the sink hears
@@ -92,7 +92,7 @@ class Engine {
 
   const EngineOptions options_;
   const std::vector<uint32_t> splitting_ids_;
-  Decoder& decoder_;
+  StepDecoder& decoder_;
   const Device device_;
   WorkerMetrics& metrics_;
 

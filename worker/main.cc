@@ -13,13 +13,19 @@
 #include "rpc/address.h"
 #include "worker/worker_process.h"
 
+#if defined(CONCLAVE_HAVE_CUDA)
+#include "worker/cuda/open_cuda_decoder.h"
+#endif
+
 namespace {
 
 std::vector<conclave::FlagGroup> Groups() {
   return {{"Model", {"--model"}},
           {"Network", {"--listen", "--metrics_listen"}},
           {"Experts", {"--shards", "--local_experts", "--shared_memory", "--shard_wait_seconds"}},
-          {"Compute", {"--threads", "--cpu_isa", "--weight_dtype", "--cpus", "--numa_node"}},
+          {"Compute",
+           {"--device", "--threads", "--cpu_isa", "--weight_dtype", "--cpus", "--numa_node",
+            "--load_format", "--gpu_memory_utilization"}},
           {"Load",
            {"--kv_cache_tokens", "--prefix_cache", "--max_running", "--max_waiting",
             "--max_step_tokens", "--drain_seconds"}},
@@ -62,8 +68,18 @@ int main(int argc, char** argv) {
   app.add_option("--cpus", options.placement.cpus, "CPUs to run on, as 0-15,32-47");
   app.add_option("--numa_node", options.placement.numa_node,
                  "NUMA node whose CPUs and memory to use");
-  app.add_option("--kv_cache_tokens", options.runtime.kv_cache_tokens,
-                 "Tokens the KV cache holds; 0: a quarter of the free memory")
+  app.add_option("--device", options.runtime.device,
+                 "Where the model runs: cpu, cuda or cuda:N (the N-th GPU)")
+      ->capture_default_str();
+  app.add_option("--load_format", options.runtime.load_format,
+                 "auto: the checkpoint; dummy: made-up weights of config.json's shapes, on a GPU")
+      ->capture_default_str();
+  app.add_option("--gpu_memory_utilization", options.runtime.gpu_memory_utilization,
+                 "Share of the GPU's memory for weights, workspace and KV cache")
+      ->capture_default_str();
+  app.add_option(
+         "--kv_cache_tokens", options.runtime.kv_cache_tokens,
+         "Tokens the KV cache holds; 0: a quarter of the free memory, on a GPU all that is left")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--max_running", options.runtime.max_running, "Sequences computed at a time")
@@ -108,6 +124,9 @@ int main(int argc, char** argv) {
   options.runtime.shard_wait = absl::Seconds(shard_wait_seconds);
   options.drain = absl::Seconds(drain_seconds);
   options.runtime.shared_memory = shared_memory == "auto";
+#if defined(CONCLAVE_HAVE_CUDA)
+  options.runtime.open_device = conclave::OpenCudaDecoder;
+#endif
 
   const absl::Status status = conclave::RunWorkerProcess(options);
   if (!status.ok()) {

@@ -68,6 +68,32 @@ absl::Status RecordForced(Sequence& sequence, int64_t target, float* logits, int
   return absl::OkStatus();
 }
 
+// The request's biases, and a ban on ids that would cut a character in two.
+std::vector<std::pair<uint32_t, float>> BiasOf(const Sequence& sequence,
+                                               absl::Span<const uint32_t> splitting_ids) {
+  std::vector<std::pair<uint32_t, float>> bias = sequence.logit_bias;
+  for (uint32_t id : sequence.thinking.ForbiddenIds(splitting_ids)) {
+    bias.emplace_back(id, -std::numeric_limits<float>::infinity());
+  }
+  return bias;
+}
+
+// Lets the decoder's device draw all of these rows; false if it did not.
+absl::StatusOr<bool> DrawOnDevice(absl::Span<const LogitRow> rows, int64_t first,
+                                  StepDecoder& decoder, int64_t vocab_size, int64_t num_ids,
+                                  absl::Span<const uint32_t> splitting_ids,
+                                  absl::Span<SampleResult> drawn) {
+  std::vector<std::vector<std::pair<uint32_t, float>>> biases(rows.size());
+  std::vector<SampleArgs> args;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const Sequence& sequence = *rows[i].sequence;
+    if (!rows[i].sample || sequence.sampling.logprob) return false;
+    biases[i] = BiasOf(sequence, splitting_ids);
+    args.push_back(ArgsFor(sequence, rows[i].target, nullptr, vocab_size, num_ids, biases[i]));
+  }
+  return decoder.Draw(first, args, drawn);
+}
+
 absl::Status UseRow(const LogitRow& row, float* logits, int64_t vocab_size, int64_t num_ids,
                     absl::Span<const uint32_t> splitting_ids, SampleResult& drawn) {
   Sequence& sequence = *row.sequence;
@@ -79,10 +105,7 @@ absl::Status UseRow(const LogitRow& row, float* logits, int64_t vocab_size, int6
     sequence.prompt_logprobs.push_back(LogProb(logits, num_ids, sequence.tokens[row.target]));
     return absl::OkStatus();
   }
-  std::vector<std::pair<uint32_t, float>> bias = sequence.logit_bias;
-  for (uint32_t id : sequence.thinking.ForbiddenIds(splitting_ids)) {
-    bias.emplace_back(id, -std::numeric_limits<float>::infinity());
-  }
+  const std::vector<std::pair<uint32_t, float>> bias = BiasOf(sequence, splitting_ids);
   ASSIGN_OR_RETURN(drawn, Sample(ArgsFor(sequence, row.target, logits, vocab_size, num_ids, bias)));
   if (sequence.sampling.logprob) sequence.logprobs.push_back(ToProto(drawn));
   return absl::OkStatus();
@@ -119,7 +142,7 @@ void BuildBatch(const std::vector<PlannedSequence>& plan, StepBatch& batch,
   }
 }
 
-absl::Status SampleRows(const std::vector<LogitRow>& logit_rows, Decoder& decoder,
+absl::Status SampleRows(const std::vector<LogitRow>& logit_rows, StepDecoder& decoder,
                         int64_t vocab_size, int64_t num_ids,
                         absl::Span<const uint32_t> splitting_ids, const Device& device,
                         std::vector<float>& logits, std::vector<SampleResult>& drawn) {
@@ -128,6 +151,11 @@ absl::Status SampleRows(const std::vector<LogitRow>& logit_rows, Decoder& decode
   logits.resize(std::min(num_rows, kLogitSliceRows) * vocab_size);
   for (int64_t first = 0; first < num_rows; first += kLogitSliceRows) {
     const int64_t count = std::min(kLogitSliceRows, num_rows - first);
+    ASSIGN_OR_RETURN(const bool on_device,
+                     DrawOnDevice(absl::MakeConstSpan(logit_rows).subspan(first, count), first,
+                                  decoder, vocab_size, num_ids, splitting_ids,
+                                  absl::MakeSpan(drawn).subspan(first, count)));
+    if (on_device) continue;
     RETURN_IF_ERROR(decoder.Logits(first, count, logits.data()));
     // Rows of one sequence are recorded in order, so one thread takes all of them.
     std::vector<int64_t> starts;

@@ -24,9 +24,10 @@ void BuildBatch(const std::vector<PlannedSequence>& plan, StepBatch& batch,
                 std::vector<LogitRow>& logit_rows);
 
 // Computes logits in slices, records wanted logprobs in the sequences and draws the next token
-// of each LogitRow with `sample`: drawn[i] belongs to logit_rows[i].
-// `splitting_ids`: see IdsThatSplitCharacters. Errors: Internal (logits are not numbers).
-absl::Status SampleRows(const std::vector<LogitRow>& logit_rows, Decoder& decoder,
+// of each LogitRow with `sample`, on the decoder's device where it does that: drawn[i] belongs to
+// logit_rows[i]. `splitting_ids`: see IdsThatSplitCharacters. Errors: Internal (logits are not
+// numbers).
+absl::Status SampleRows(const std::vector<LogitRow>& logit_rows, StepDecoder& decoder,
                         int64_t vocab_size, int64_t num_ids,
                         absl::Span<const uint32_t> splitting_ids, const Device& device,
                         std::vector<float>& logits, std::vector<SampleResult>& drawn);

@@ -66,9 +66,13 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> WorkerRuntime::Open(
   if (std::filesystem::exists(tokenizer_path)) {
     ASSIGN_OR_RETURN(runtime->vocabulary_, LoadVocabulary(tokenizer_path));
   }
-  ASSIGN_OR_RETURN(runtime->checkpoint_, Checkpoint::Open(options.model_dir));
-  RETURN_IF_ERROR(CheckCatalog(*runtime->checkpoint_, config));
-  ASSIGN_OR_RETURN(const std::string fingerprint, Fingerprint(*runtime->checkpoint_, config));
+  RETURN_IF_ERROR(runtime->CheckDevice());
+  std::string fingerprint = "dummy";  // no shard has it
+  if (!runtime->is_dummy()) {
+    ASSIGN_OR_RETURN(runtime->checkpoint_, Checkpoint::Open(options.model_dir));
+    RETURN_IF_ERROR(CheckCatalog(*runtime->checkpoint_, config));
+    ASSIGN_OR_RETURN(fingerprint, Fingerprint(*runtime->checkpoint_, config));
+  }
   runtime->model_ = MakeModelInfo(options.model_dir, config, fingerprint, runtime->weight_dtype_);
   ASSIGN_OR_RETURN(const std::vector<int> allowed, AllowedCpus());
   runtime->pool_ = std::make_unique<ThreadPool>(
@@ -78,6 +82,35 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> WorkerRuntime::Open(
            std::string(CpuIsaName(isa)));
   runtime->device_ = {isa, runtime->pool_.get()};
   return runtime;
+}
+
+absl::Status WorkerRuntime::CheckDevice() const {
+  if (options_.load_format != "auto" && !is_dummy()) {
+    return errors::OutOfRange("load_format", options_.load_format, "auto or dummy");
+  }
+  if (on_cpu()) {
+    return !is_dummy() ? absl::OkStatus()
+                       : absl::InvalidArgumentError(
+                             "load_format is dummy, which needs --device=cuda; for the CPU, "
+                             "`conclave synth` writes a checkpoint of made-up weights");
+  }
+  if (!(options_.gpu_memory_utilization > 0 && options_.gpu_memory_utilization <= 1)) {
+    return errors::OutOfRange("gpu_memory_utilization", options_.gpu_memory_utilization,
+                              "above 0, at most 1");
+  }
+  if (!options_.local_experts.empty() || (is_dummy() && !options_.shards.empty())) {
+    return absl::InvalidArgumentError(
+        "on a device, experts are all on it or all on --shards, and dummy ones on it");
+  }
+  if (options_.weight_dtype != "auto") {
+    return errors::OutOfRange("weight_dtype on a device", options_.weight_dtype,
+                              "auto: as in the checkpoint");
+  }
+  if (options_.open_device) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("device is \"", options_.device,
+                   "\", this build runs on \"cpu\" alone: build with a CUDA toolkit "
+                   "(-DCONCLAVE_CUDA=ON)"));
 }
 
 WorkerRuntime::~WorkerRuntime() {
@@ -143,8 +176,8 @@ absl::Status WorkerRuntime::LoadExperts(Metrics& metrics,
   return absl::OkStatus();
 }
 
-absl::Status WorkerRuntime::Load(Metrics& metrics,
-                                 const std::function<void(absl::string_view)>& progress) {
+absl::StatusOr<int64_t> WorkerRuntime::LoadOnCpu(
+    Metrics& metrics, const std::function<void(absl::string_view)>& progress) {
   ASSIGN_OR_RETURN(const int64_t kv_tokens, KvTokens());
   ASSIGN_OR_RETURN(weights_,
                    LoadWorkerWeights(*checkpoint_, config_, weight_dtype_, pool_.get(),
@@ -155,6 +188,32 @@ absl::Status WorkerRuntime::Load(Metrics& metrics,
   const int64_t num_blocks = kv_tokens / limits::kKvBlockTokens;
   kv_cache_ = std::make_unique<KvCache>(config_, num_blocks);
   decoder_ = std::make_unique<Decoder>(config_, weights_, *kv_cache_, device_, experts_.get());
+  return num_blocks;
+}
+
+absl::StatusOr<int64_t> WorkerRuntime::LoadOnDevice(
+    Metrics& metrics, const std::function<void(absl::string_view)>& progress) {
+  if (!options_.shards.empty()) RETURN_IF_ERROR(LoadExperts(metrics, progress));
+  ASSIGN_OR_RETURN(
+      DeviceDecoder opened,
+      options_.open_device({.device = options_.device,
+                            .config = &config_,
+                            .checkpoint = checkpoint_.get(),
+                            .experts = experts_.get(),
+                            .memory_utilization = options_.gpu_memory_utilization,
+                            .kv_cache_tokens = options_.kv_cache_tokens,
+                            .max_running = options_.max_running,
+                            .max_step_tokens = options_.max_step_tokens,
+                            .progress = [&](absl::string_view text) { progress(text); }}));
+  decoder_ = std::move(opened.decoder);
+  return opened.num_kv_blocks;
+}
+
+absl::Status WorkerRuntime::Load(Metrics& metrics,
+                                 const std::function<void(absl::string_view)>& progress) {
+  ASSIGN_OR_RETURN(const int64_t num_blocks,
+                   on_cpu() ? LoadOnCpu(metrics, progress) : LoadOnDevice(metrics, progress));
+  const int64_t kv_tokens = num_blocks * limits::kKvBlockTokens;
   metrics_ = std::make_unique<WorkerMetrics>(metrics);
 
   EngineOptions engine;

@@ -18,6 +18,7 @@
 #include "proto/conclave/v1/model.pb.h"
 #include "text/vocabulary.h"
 #include "worker/decoder.h"
+#include "worker/device_decoder.h"
 #include "worker/engine.h"
 #include "worker/expert_exchange.h"
 #include "worker/kv_cache.h"
@@ -32,9 +33,13 @@ struct WorkerRuntimeOptions {
   std::string local_experts;        // "0-31,40": in process, beside the shards
   int threads = 0;                  // 0: one for each CPU it may use
   std::string cpu_isa = "auto";
-  std::string weight_dtype = "auto";  // as ChooseWeightDtype reads it
-  std::vector<int> cpus;              // the pool's threads stay on these; empty: on any
-  int64_t kv_cache_tokens = 0;        // 0: what a quarter of the free memory holds
+  std::string weight_dtype = "auto";    // as ChooseWeightDtype reads it
+  std::vector<int> cpus;                // the pool's threads stay on these; empty: on any
+  std::string device = "cpu";           // or what open_device takes
+  std::string load_format = "auto";     // "dummy": made-up weights, only config.json is read
+  double gpu_memory_utilization = 0.9;  // with a device: the share of its memory to use
+  OpenDeviceDecoder open_device;        // empty: a build for the CPU alone
+  int64_t kv_cache_tokens = 0;          // 0: what a quarter of the free memory holds
   int max_running = limits::kDefaultMaxRunningSequences;
   int max_waiting = limits::kDefaultMaxWaitingSequences;
   int max_step_tokens = limits::kDefaultMaxStepTokens;
@@ -72,6 +77,16 @@ class WorkerRuntime {
 
   // Tokens the KV cache holds, a multiple of the block.
   absl::StatusOr<int64_t> KvTokens() const;
+  // InvalidArgument or FailedPrecondition if this build cannot run what the options ask for.
+  absl::Status CheckDevice() const;
+  // Decoder, weights, KV cache and in-process experts on the CPU; returns the KV blocks.
+  absl::StatusOr<int64_t> LoadOnCpu(Metrics& metrics,
+                                    const std::function<void(absl::string_view)>& progress);
+  // The same on options_.device, but experts there, or all on shards.
+  absl::StatusOr<int64_t> LoadOnDevice(Metrics& metrics,
+                                       const std::function<void(absl::string_view)>& progress);
+  bool on_cpu() const { return options_.device == "cpu"; }
+  bool is_dummy() const { return options_.load_format == "dummy"; }
   absl::Status LoadExperts(Metrics& metrics,
                            const std::function<void(absl::string_view)>& progress);
 
@@ -86,7 +101,7 @@ class WorkerRuntime {
   WorkerWeights weights_;
   std::unique_ptr<KvCache> kv_cache_;
   std::unique_ptr<ExpertExchange> experts_;
-  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<StepDecoder> decoder_;
   std::unique_ptr<WorkerMetrics> metrics_;
   std::unique_ptr<Engine> engine_;  // last: its thread uses all of the above
 };

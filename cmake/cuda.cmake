@@ -1,0 +1,42 @@
+# Whether there is a CUDA toolkit to build kernels/cuda with: sets CONCLAVE_HAVE_CUDA.
+
+set(CONCLAVE_CUDA AUTO CACHE STRING "Build the CUDA backend: AUTO (if nvcc is found), ON or OFF")
+set_property(CACHE CONCLAVE_CUDA PROPERTY STRINGS AUTO ON OFF)
+
+set(CONCLAVE_HAVE_CUDA OFF)
+# The host side of nvcc's objects would not be instrumented; the emulator's tests are.
+if(CONCLAVE_CUDA STREQUAL "AUTO" AND (CONCLAVE_SANITIZER OR CONCLAVE_FUZZERS))
+  message(STATUS "CUDA: off under a sanitizer")
+elseif(NOT CONCLAVE_CUDA STREQUAL "OFF")
+  if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
+    find_program(CONCLAVE_NVCC nvcc HINTS /usr/local/cuda/bin)
+    if(CONCLAVE_NVCC)
+      set(ENV{CUDACXX} ${CONCLAVE_NVCC})
+    endif()
+  endif()
+  # Ampere and Hopper, and PTX for what comes after.
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 90)
+  endif()
+  include(CheckLanguage)
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    enable_language(CUDA)
+    find_package(CUDAToolkit REQUIRED)
+    # CMake 3.25 does not find out that nvcc 13 knows it.
+    if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+      set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+    endif()
+    if(CCACHE_PROGRAM)
+      set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
+    endif()
+    set(CONCLAVE_HAVE_CUDA ON)
+    message(STATUS "CUDA: ${CMAKE_CUDA_COMPILER} ${CMAKE_CUDA_COMPILER_VERSION}, architectures "
+                   "${CMAKE_CUDA_ARCHITECTURES}")
+  elseif(CONCLAVE_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "CONCLAVE_CUDA is ON and no CUDA compiler (nvcc) was found")
+  else()
+    message(STATUS "CUDA: no nvcc found, the backend is left out")
+  endif()
+endif()

@@ -1,0 +1,186 @@
+#include "kernels/cuda/runtime.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <mutex>
+#include <set>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/emulation/emulator.h"
+
+// Device memory is heap memory, filled with a pattern so that reading what nobody wrote shows. A
+// stream runs nothing before it is waited for: code that forgets to synchronise, or changes a
+// buffer while a copy from it is under way, then reads or copies the wrong bytes.
+namespace conclave::cuda {
+namespace {
+
+using Work = std::function<void()>;
+
+struct StreamState {
+  std::deque<Work> waiting;
+  std::vector<Work>* recording = nullptr;
+};
+
+StreamState& StateOf(const Stream& stream) { return *static_cast<StreamState*>(stream.handle()); }
+
+void RunAll(StreamState& state) {
+  while (!state.waiting.empty()) {
+    const Work work = std::move(state.waiting.front());
+    state.waiting.pop_front();
+    work();
+  }
+}
+
+struct Streams {
+  std::mutex mutex;
+  std::set<StreamState*> all;
+};
+Streams& AllStreams() {
+  static Streams* const streams = new Streams;
+  return *streams;
+}
+
+// What the emulated device has.
+constexpr int64_t kTotalBytes = int64_t{4} << 30;
+
+void* AllocatePoisoned(size_t bytes) {
+  void* data = nullptr;
+  if (bytes == 0 || bytes > static_cast<size_t>(kTotalBytes) ||
+      posix_memalign(&data, 256, bytes) != 0)
+    return nullptr;
+  return std::memset(data, emulation::kPoison, bytes);
+}
+
+absl::Status EnqueueCopy(void* to, const void* from, size_t bytes, const Stream& stream) {
+  if (bytes == 0) return absl::OkStatus();
+  return stream.Enqueue([=] { std::memcpy(to, from, bytes); });
+}
+
+}  // namespace
+
+int DeviceCount() { return 1; }
+
+absl::StatusOr<DeviceInfo> QueryDevice(int ordinal) {
+  if (ordinal != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("CUDA device is ", ordinal, ", want 0..0"));
+  }
+  DeviceInfo info;
+  info.name = "emulator";
+  info.compute_major = 9;
+  info.num_multiprocessors = 132;
+  info.total_bytes = info.free_bytes = kTotalBytes;
+  return info;
+}
+
+absl::Status UseDevice(int) { return absl::OkStatus(); }
+
+absl::StatusOr<Stream> Stream::Create() {
+  auto* const state = new StreamState;
+  Streams& streams = AllStreams();
+  const std::lock_guard<std::mutex> lock(streams.mutex);
+  streams.all.insert(state);
+  return Stream(state);
+}
+
+Stream::~Stream() {
+  if (handle_ == nullptr) return;
+  Streams& streams = AllStreams();
+  const std::lock_guard<std::mutex> lock(streams.mutex);
+  RunAll(StateOf(*this));
+  streams.all.erase(&StateOf(*this));
+  delete &StateOf(*this);
+}
+
+absl::Status Stream::Synchronize() const {
+  if (StateOf(*this).recording != nullptr) {
+    return absl::InternalError("cudaStreamSynchronize failed: the stream is being recorded");
+  }
+  RunAll(StateOf(*this));
+  return absl::OkStatus();
+}
+
+absl::Status Stream::Enqueue(std::function<void()> work) const {
+  StreamState& state = StateOf(*this);
+  if (state.recording != nullptr) {
+    state.recording->push_back(std::move(work));
+  } else {
+    state.waiting.push_back(std::move(work));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<DeviceMemory> DeviceMemory::Allocate(size_t bytes) {
+  DeviceMemory memory;
+  memory.data_ = AllocatePoisoned(bytes);
+  if (memory.data_ == nullptr && bytes > 0) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("device memory of ", bytes >> 20, " MiB wanted"));
+  }
+  memory.bytes_ = bytes;
+  return memory;
+}
+
+DeviceMemory::~DeviceMemory() {
+  if (data_ == nullptr) return;
+  Streams& streams = AllStreams();
+  const std::lock_guard<std::mutex> lock(streams.mutex);
+  for (StreamState* const state : streams.all) RunAll(*state);  // as cudaFree waits
+  std::free(data_);
+}
+
+absl::StatusOr<PinnedMemory> PinnedMemory::Allocate(size_t bytes) {
+  PinnedMemory memory;
+  memory.data_ = AllocatePoisoned(bytes);
+  if (memory.data_ == nullptr && bytes > 0) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("pinned host memory of ", bytes >> 20, " MiB wanted"));
+  }
+  memory.bytes_ = bytes;
+  return memory;
+}
+
+PinnedMemory::~PinnedMemory() { std::free(data_); }
+
+absl::Status CopyToDevice(void* device, const void* host, size_t bytes, const Stream& stream) {
+  return EnqueueCopy(device, host, bytes, stream);
+}
+absl::Status CopyToHost(void* host, const void* device, size_t bytes, const Stream& stream) {
+  return EnqueueCopy(host, device, bytes, stream);
+}
+absl::Status CopyOnDevice(void* to, const void* from, size_t bytes, const Stream& stream) {
+  return EnqueueCopy(to, from, bytes, stream);
+}
+absl::Status FillBytes(void* device, int byte, size_t bytes, const Stream& stream) {
+  if (bytes == 0) return absl::OkStatus();
+  return stream.Enqueue([=] { std::memset(device, byte, bytes); });
+}
+
+absl::StatusOr<Graph> Graph::Record(const Stream& stream,
+                                    absl::FunctionRef<absl::Status()> record) {
+  auto work = std::make_unique<std::vector<Work>>();
+  StateOf(stream).recording = work.get();
+  const absl::Status status = record();
+  StateOf(stream).recording = nullptr;
+  if (!status.ok()) return status;
+  Graph graph;
+  graph.handle_ = work.release();
+  return graph;
+}
+
+Graph::~Graph() { delete static_cast<std::vector<Work>*>(handle_); }
+
+absl::Status Graph::Launch(const Stream& stream) const {
+  // Copied: a graph may be destroyed while its launch is under way.
+  return stream.Enqueue([work = *static_cast<const std::vector<Work>*>(handle_)] {
+    for (const Work& item : work) item();
+  });
+}
+
+absl::StatusOr<Event> Event::Create() { return Event(nullptr); }
+Event::~Event() = default;
+absl::Status Event::Record(const Stream&) const { return absl::OkStatus(); }
+absl::StatusOr<double> Event::MillisecondsBetween(const Event&, const Event&) { return 0.0; }
+
+}  // namespace conclave::cuda

@@ -1,0 +1,264 @@
+// Share of a GPU's peak that each CUDA kernel reaches, at the shapes of Qwen3-30B-A3B. Bandwidth is
+// compared with a copy on the device, measured in the same run; arithmetic with TFLOPS.
+//
+//   cuda_bench [DEVICE [TFLOPS]]      the peak in dense BF16: H100 SXM 989 (default), H20 148, A100
+//   312
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <iostream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/status_macros.h"
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/fill.h"
+#include "kernels/cuda/linear.h"
+#include "kernels/cuda/moe_routing.h"
+#include "kernels/cuda/rows.h"
+#include "kernels/cuda/runtime.h"
+
+namespace conclave::cuda {
+namespace {
+
+constexpr int kRounds = 7;  // of which the median is printed
+constexpr int kCallsPerRound = 20;
+
+// Qwen3-30B-A3B.
+constexpr int64_t kHidden = 2048, kQkv = 5120, kWidth = 768, kVocab = 151936;
+constexpr int kExperts = 128, kTopK = 8, kHeads = 32, kKvHeads = 4, kHeadDim = 128;
+
+class Bench {
+ public:
+  Bench(Stream stream, double tflops) : stream_(std::move(stream)), tflops_(tflops) {}
+
+  const Stream& stream() const { return stream_; }
+
+  template <typename T>
+  absl::StatusOr<T*> Array(int64_t count) {
+    ASSIGN_OR_RETURN(DeviceMemory memory, DeviceMemory::Allocate(count * sizeof(T)));
+    RETURN_IF_ERROR(FillBytes(memory.As<char>(), 0, memory.bytes(), stream_));
+    memory_.push_back(std::move(memory));
+    return memory_.back().As<T>();
+  }
+  absl::StatusOr<BFloat16*> Weights(int64_t count) {
+    ASSIGN_OR_RETURN(BFloat16* const values, Array<BFloat16>(count));
+    RETURN_IF_ERROR(FillRandomBf16(values, count, 0.02f, 1, stream_));
+    return values;
+  }
+  template <typename T>
+  absl::StatusOr<T*> Upload(const std::vector<T>& values) {
+    ASSIGN_OR_RETURN(T* const array, Array<T>(values.size()));
+    RETURN_IF_ERROR(CopyToDevice(array, values.data(), values.size() * sizeof(T), stream_));
+    RETURN_IF_ERROR(stream_.Synchronize());
+    return array;
+  }
+
+  // Median microseconds of one call. Recorded in a graph, so that launching is not measured.
+  absl::StatusOr<double> Microseconds(const std::function<absl::Status(int call)>& op) {
+    ASSIGN_OR_RETURN(const Graph graph, Graph::Record(stream_, [&] {
+                       for (int call = 0; call < kCallsPerRound; ++call) {
+                         RETURN_IF_ERROR(op(call));
+                       }
+                       return absl::OkStatus();
+                     }));
+    ASSIGN_OR_RETURN(const Event start, Event::Create());
+    ASSIGN_OR_RETURN(const Event end, Event::Create());
+    std::vector<double> times;
+    for (int round = 0; round <= kRounds; ++round) {
+      RETURN_IF_ERROR(start.Record(stream_));
+      RETURN_IF_ERROR(graph.Launch(stream_));
+      RETURN_IF_ERROR(end.Record(stream_));
+      RETURN_IF_ERROR(stream_.Synchronize());
+      ASSIGN_OR_RETURN(const double milliseconds, Event::MillisecondsBetween(start, end));
+      if (round > 0) times.push_back(milliseconds * 1000 / kCallsPerRound);  // the first warms up
+    }
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+  }
+
+  absl::Status MeasureCopy() {
+    constexpr int64_t kBytes = int64_t{1} << 30;
+    ASSIGN_OR_RETURN(char* const from, Array<char>(kBytes));
+    ASSIGN_OR_RETURN(char* const to, Array<char>(kBytes));
+    ASSIGN_OR_RETURN(const double us,
+                     Microseconds([&](int) { return CopyOnDevice(to, from, kBytes, stream_); }));
+    bandwidth_ = 2 * static_cast<double>(kBytes) / us / 1e6;  // TB/s, read and written
+    std::printf("copy on the device: %.2f TB/s\n", bandwidth_);
+    return absl::OkStatus();
+  }
+
+  absl::Status Report(const std::string& name, double bytes, double flops,
+                      const std::function<absl::Status(int call)>& op) {
+    ASSIGN_OR_RETURN(const double us, Microseconds(op));
+    std::printf("%-44s %9.1f us  %5.1f %% of copy  %5.1f %% of %.0f TFLOP/s\n", name.c_str(), us,
+                100 * bytes / us / 1e6 / bandwidth_, 100 * flops / us / 1e6 / tflops_, tflops_);
+    return absl::OkStatus();
+  }
+
+ private:
+  const Stream stream_;
+  const double tflops_;
+  double bandwidth_ = 1;
+  std::vector<DeviceMemory> memory_;
+};
+
+absl::Status BenchLinear(Bench& bench, const char* name, int64_t out, int64_t in) {
+  // Eight copies in turn, so that a small weight does not stay in L2.
+  constexpr int kCopies = 8;
+  ASSIGN_OR_RETURN(const BFloat16* const weight, bench.Weights(kCopies * out * in));
+  constexpr int64_t kMaxBenchRows = 2048;
+  const int64_t most = out == kVocab ? 64 : kMaxBenchRows;
+  ASSIGN_OR_RETURN(const BFloat16* const input, bench.Weights(most * in));
+  ASSIGN_OR_RETURN(float* const output, bench.Array<float>(most * out));
+  for (const int64_t rows : {1, 8, 16, 32, 64, 256, 2048}) {
+    if (rows > most) continue;
+    const double bytes =
+        2.0 * static_cast<double>(out * in) + static_cast<double>(rows * (2 * in + 4 * out));
+    const double flops = 2.0 * static_cast<double>(rows * out * in);
+    RETURN_IF_ERROR(bench.Report(
+        std::string(name) + ", rows " + std::to_string(rows), bytes, flops, [&](int call) {
+          return Linear({.input = input,
+                         .weight = {.values = weight + call % kCopies * out * in,
+                                    .out_features = out,
+                                    .in_features = in},
+                         .output = output,
+                         .num_rows = rows},
+                        bench.stream());
+        }));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status BenchExperts(Bench& bench) {
+  const int64_t gate_up_size = 2 * kWidth * kHidden, down_size = kHidden * kWidth;
+  ASSIGN_OR_RETURN(const BFloat16* const gate_up, bench.Weights(kExperts * gate_up_size));
+  ASSIGN_OR_RETURN(const BFloat16* const down, bench.Weights(kExperts * down_size));
+  for (const int64_t rows : {1, 8, 32, 128, 512, 2048}) {
+    const int64_t pairs = rows * kTopK;
+    std::vector<int32_t> ids;  // spread evenly
+    for (int64_t i = 0; i < pairs; ++i) {
+      ids.push_back(static_cast<int32_t>((i * 37 + i / kTopK) % kExperts));
+    }
+    ASSIGN_OR_RETURN(const int32_t* const topk_ids, bench.Upload(ids));
+    std::sort(ids.begin(), ids.end());
+    const auto used = std::unique(ids.begin(), ids.end()) - ids.begin();
+    ASSIGN_OR_RETURN(const BFloat16* const hidden, bench.Weights(rows * kHidden));
+    ASSIGN_OR_RETURN(int32_t* const offsets, bench.Array<int32_t>(kExperts + 1));
+    ASSIGN_OR_RETURN(int32_t* const pair_rows, bench.Array<int32_t>(pairs));
+    ASSIGN_OR_RETURN(int32_t* const pair_of_slot, bench.Array<int32_t>(pairs));
+    ASSIGN_OR_RETURN(BFloat16* const intermediate, bench.Array<BFloat16>(pairs * kWidth));
+    ASSIGN_OR_RETURN(BFloat16* const output, bench.Array<BFloat16>(pairs * kHidden));
+    const std::string tokens = ", tokens " + std::to_string(rows);
+    RETURN_IF_ERROR(bench.Report("sort pairs" + tokens, 0, 0, [&](int) {
+      return SortPairs({.topk_ids = topk_ids,
+                        .expert_offsets = offsets,
+                        .pair_rows = pair_rows,
+                        .pair_of_slot = pair_of_slot,
+                        .num_tokens = rows,
+                        .num_experts = kExperts,
+                        .num_experts_per_tok = kTopK},
+                       bench.stream());
+    }));
+    const double bytes = 2.0 * static_cast<double>(used * (gate_up_size + down_size)) +
+                         2.0 * static_cast<double>(pairs * (2 * kHidden + 2 * kWidth));
+    const double flops = 2.0 * static_cast<double>(pairs * (gate_up_size + down_size));
+    RETURN_IF_ERROR(bench.Report("experts" + tokens, bytes, flops, [&](int) {
+      return ExpertFfn({.hidden_states = hidden,
+                        .pair_rows = pair_rows,
+                        .expert_offsets = offsets,
+                        .gate_up_proj = {.values = gate_up,
+                                         .out_features = 2 * kWidth,
+                                         .in_features = kHidden,
+                                         .num_matrices = kExperts},
+                        .down_proj = {.values = down,
+                                      .out_features = kHidden,
+                                      .in_features = kWidth,
+                                      .num_matrices = kExperts},
+                        .intermediate = intermediate,
+                        .output = output,
+                        .max_pairs = pairs},
+                       bench.stream());
+    }));
+  }
+  return absl::OkStatus();
+}
+
+// `batch` sequences of `new_tokens` tokens each at the end of `context`.
+absl::Status BenchAttention(Bench& bench, int batch, int new_tokens, int context) {
+  const int blocks = (context + 15) / 16;
+  const int64_t cache_size = int64_t{batch} * blocks * 16 * kKvHeads * kHeadDim;
+  const int64_t q_size = int64_t{batch} * new_tokens * kHeads * kHeadDim;
+  ASSIGN_OR_RETURN(BFloat16* const k, bench.Weights(cache_size));
+  ASSIGN_OR_RETURN(BFloat16* const v, bench.Weights(cache_size));
+  ASSIGN_OR_RETURN(const BFloat16* const q, bench.Weights(q_size));
+  std::vector<DeviceAttentionSequence> sequences;
+  std::vector<int32_t> tables;
+  const int segments = NumAttentionSegments(context);
+  for (int i = 0; i < batch; ++i) {
+    sequences.push_back(
+        {i * new_tokens, new_tokens, context - new_tokens, i * blocks, i * segments});
+    for (int b = 0; b < blocks; ++b) tables.push_back(i * blocks + b);
+  }
+  DeviceAttentionArgs args;
+  args.q = q;
+  args.kv_cache = {
+      .k = k, .v = v, .num_key_value_heads = kKvHeads, .block_tokens = 16, .head_dim = kHeadDim};
+  ASSIGN_OR_RETURN(args.sequences, bench.Upload(sequences));
+  ASSIGN_OR_RETURN(args.block_tables, bench.Upload(tables));
+  args.num_sequences = batch;
+  args.max_tokens = new_tokens;
+  args.max_context = context;
+  ASSIGN_OR_RETURN(args.output, bench.Array<BFloat16>(q_size));
+  args.num_attention_heads = kHeads;
+  args.scale = 0.0883883f;
+  const bool decode = new_tokens * kHeads / kKvHeads <= kDecodeRows;
+  ASSIGN_OR_RETURN(args.workspace, bench.Array<float>(static_cast<int64_t>(DecodeWorkspaceFloats(
+                                       decode ? batch * segments : 1, kKvHeads, kHeadDim))));
+  const double visible = static_cast<double>(batch) * new_tokens * (context - new_tokens / 2.0);
+  const std::string name = std::string(decode ? "decode" : "prefill") + " attention, " +
+                           std::to_string(batch) + " x " + std::to_string(new_tokens) + " at " +
+                           std::to_string(context);
+  return bench.Report(name, 4.0 * static_cast<double>(batch) * context * kKvHeads * kHeadDim,
+                      4.0 * kHeadDim * kHeads * visible, [&](int) {
+                        return decode ? AttentionDecode(args, bench.stream())
+                                      : AttentionPrefill(args, bench.stream());
+                      });
+}
+
+absl::Status Run(int device, double tflops) {
+  ASSIGN_OR_RETURN(const DeviceInfo info, QueryDevice(device));
+  std::printf("%s\n", info.ToString().c_str());
+  ASSIGN_OR_RETURN(Stream stream, Stream::Create());
+  Bench bench(std::move(stream), tflops);
+  RETURN_IF_ERROR(bench.MeasureCopy());
+  RETURN_IF_ERROR(BenchLinear(bench, "qkv_proj 5120 x 2048", kQkv, kHidden));
+  RETURN_IF_ERROR(BenchLinear(bench, "o_proj 2048 x 4096", kHidden, kHeads * kHeadDim));
+  RETURN_IF_ERROR(BenchLinear(bench, "lm_head 151936 x 2048", kVocab, kHidden));
+  RETURN_IF_ERROR(BenchExperts(bench));
+  for (const int batch : {1, 8, 32, 128}) RETURN_IF_ERROR(BenchAttention(bench, batch, 1, 1024));
+  RETURN_IF_ERROR(BenchAttention(bench, 1, 1, 32768));
+  for (const int tokens : {512, 2048, 8192}) {
+    RETURN_IF_ERROR(BenchAttention(bench, 1, tokens, tokens));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace conclave::cuda
+
+int main(int argc, char** argv) {
+  const int device = argc > 1 ? std::atoi(argv[1]) : 0;
+  const double tflops = argc > 2 ? std::atof(argv[2]) : 989;
+  if (argc > 3 || device < 0 || tflops <= 0) {
+    std::cerr << "usage: cuda_bench [DEVICE [TFLOPS]]" << std::endl;
+    return 2;
+  }
+  const absl::Status status = conclave::cuda::Run(device, tflops);
+  if (status.ok()) return 0;
+  std::cerr << "cuda_bench: " << status << std::endl;
+  return 1;
+}
