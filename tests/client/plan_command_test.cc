@@ -173,7 +173,7 @@ TEST(PlanTest, CommandsOfOneMachine) {
   EXPECT_EQ(commands["processes"][1]["argv"],
             nlohmann::json({"conclave-expert-shard", "--model", "MODEL_DIR", "--experts", "32-63",
                             "--listen", "127.0.0.1:50056"}));
-  EXPECT_THAT(commands["note"].get<std::string>(), HasSubstr("no CUDA backend yet"));
+  EXPECT_THAT(commands["note"].get<std::string>(), HasSubstr("Not yet run on a GPU"));
 }
 
 TEST(PlanTest, CpuServers) {
@@ -219,7 +219,7 @@ TEST(PlanTest, TextHasEveryPart) {
   ASSERT_OK(RunPlan(FourH20(), out));
   for (const char* part : {"qwen3-235b-a22b in fp8 on 4 x h20-96gb: fits", "220.2 GiB of weights",
                            "worker, shard", "96-127", "floor of a decode step", "floor of prefill",
-                           "between cards", "if a card is lost", "# There is no CUDA backend yet",
+                           "between cards", "if a card is lost", "# Not yet run on a GPU",
                            "conclave up --model MODEL_DIR --workers 4"}) {
     EXPECT_THAT(out.str(), HasSubstr(part));
   }
