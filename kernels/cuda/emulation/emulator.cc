@@ -187,25 +187,36 @@ class Machine {
       thread.waits_for = nullptr;
       thread.done = false;
     }
+    // Each warp as far as it gets before the next: a barrier that is missing between warps shows.
+    const auto num_warps = static_cast<unsigned>(warps_.size());
     for (unsigned left = num_threads_; left > 0;) {
       bool progress = false;
-      for (unsigned i = 0; i < num_threads_; ++i) {
-        Thread& thread = *threads_[forwards ? i : num_threads_ - 1 - i];
-        if (thread.done ||
-            (thread.waits_for != nullptr && thread.waits_for->generation == thread.generation)) {
-          continue;
-        }
-        thread.waits_for = nullptr;
-        Resume(thread);
-        progress = true;
-        if (!thread.done) continue;
-        --left;
-        CHECK(thread.open_copies.empty()) << kernel_ << ": copies that were never committed";
-        thread.copy_groups.clear();
+      for (unsigned i = 0; i < num_warps; ++i) {
+        while (RunWarp(forwards ? i : num_warps - 1 - i, forwards, &left)) progress = true;
       }
       if (!progress) ReportHang();
     }
     std::free(shared);
+  }
+
+  // Runs every lane that can run to its next barrier; false if none could.
+  bool RunWarp(unsigned warp, bool forwards, unsigned* left) {
+    bool progress = false;
+    for (unsigned i = 0; i < kWarp; ++i) {
+      Thread& thread = *threads_[warp * kWarp + (forwards ? i : kWarp - 1 - i)];
+      if (thread.done ||
+          (thread.waits_for != nullptr && thread.waits_for->generation == thread.generation)) {
+        continue;
+      }
+      thread.waits_for = nullptr;
+      Resume(thread);
+      progress = true;
+      if (!thread.done) continue;
+      --*left;
+      CHECK(thread.open_copies.empty()) << kernel_ << ": copies that were never committed";
+      thread.copy_groups.clear();
+    }
+    return progress;
   }
 
   void Arrive(Barrier& barrier, unsigned wanted, const char* file, int line) {
