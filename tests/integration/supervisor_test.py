@@ -71,7 +71,7 @@ class SupervisorTest(IntegrationTest):
         self.assertEqual(
             [(flag(f"shard-{i}", "--shard_index"), flag(f"shard-{i}", "--num_shards"))
              for i in range(3)], [("0", "3"), ("1", "3"), ("2", "3")])
-        self.assertEqual(flag("shard-0", "--threads"), "2")
+        self.assertEqual(flag("shard-0", "--threads"), "6")
         self.assertEqual(flag("worker-0", "--threads"), "3")
         self.assertIn(grpc["router"], cluster.program.lines[-1])
 
