@@ -163,12 +163,14 @@ CONCLAVE_DEVICE uint32_t SharedAddress(const void* pointer) {
 template <bool kTransposed>
 CONCLAVE_DEVICE void LoadMatrices(uint32_t (&out)[4], const void* row) {
 #if defined(CONCLAVE_CUDA_EMULATION)
+  const auto address = reinterpret_cast<uintptr_t>(row);
   const unsigned char* const slots =
-      emulation::ExchangeInWarp(&row, sizeof(row), __builtin_FILE(), __builtin_LINE());
+      emulation::ExchangeInWarp(&address, sizeof(address), __builtin_FILE(), __builtin_LINE());
   const unsigned g = emulation::current->lane / 4, t = emulation::current->lane % 4;
   for (unsigned matrix = 0; matrix < 4; ++matrix) {
     const auto element = [&](unsigned r, unsigned c) -> uint32_t {
-      return emulation::FromLane<const BFloat16*>(slots, matrix * 8 + r)[c].bits;
+      const auto from = emulation::FromLane<uintptr_t>(slots, matrix * 8 + r);
+      return reinterpret_cast<const BFloat16*>(from)[c].bits;
     };
     out[matrix] = kTransposed ? element(2 * t, g) | element(2 * t + 1, g) << 16
                               : element(g, 2 * t) | element(g, 2 * t + 1) << 16;
