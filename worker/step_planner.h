@@ -34,9 +34,8 @@ struct PrefixCacheCounts {
 //   before it, however many short ones follow, and a short one not for the long ones before it.
 //   Lengths within a factor of two count as equal; among equals the earliest is first.
 // - Decodes leave an eighth of the step to prompts that wait, and take turns if they do not fit.
-// - The head of the queue is overtaken by at most kMaxOvertakes others, then it is next, and all
-// wait
-//   until there are blocks for it.
+// - The head of the queue is overtaken by at most kMaxOvertakes others, then it is next, and
+//   all wait until there are blocks for it.
 // - When blocks run out the latest arrival gives its own back; it keeps its tokens and is computed
 //   again later, as far as the prefix cache does not have it.
 // - A background sequence runs only while there is no other.

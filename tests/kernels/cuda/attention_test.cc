@@ -220,8 +220,8 @@ TEST_F(CudaAttentionTest, LongContextMatchesReference) {
 TEST_F(CudaAttentionTest, LargeScoresDoNotOverflow) {
   MakeCache({2, 1, 64}, {{300, 3}}, 11);
   q_ = RandomBf16(static_cast<int64_t>(q_.size()), FreshSeed(12), 1000);  // scores of thousands
-  // Products of a score add up in size to 64 * 1000 / 8 = 8,000, so that it may be off by 64 * 2^-24
-  // of it, 0.03, and a weight next to a tie by 3 %; of values below 4.
+  // Products of a score add up in size to 64 * 1000 / 8 = 8,000, so that it may be off by 64 *
+  // 2^-24 of it, 0.03, and a weight next to a tie by 3 %; of values below 4.
   EXPECT_TRUE(NearBf16(Attend(false, 3), Reference(), 0.12f));
   EXPECT_TRUE(NearBf16(Attend(true, 3), Reference(), 0.12f));
 }
