@@ -3,9 +3,8 @@
 #include <thread>
 
 #include "absl/synchronization/notification.h"
-#include "tests/support/exchange_step.h"
+#include "tests/support/exchange_fixture.h"
 #include "tests/support/scripted_shard.h"
-#include "worker/grpc_expert_exchange.h"
 #include "worker/local_expert_exchange.h"
 
 namespace conclave {
@@ -15,54 +14,7 @@ using testing::AllOf;
 using testing::HasSubstr;
 using Act = ScriptedShard::Act;
 
-constexpr absl::Duration kPatience = absl::Seconds(60);
-
-class ExpertExchangeTest : public testing::Test {
- protected:
-  static void SetUpTestSuite() { model_ = new TestModel(TinyMoeConfig()); }
-  static void TearDownTestSuite() { delete model_; }
-
-  static Rows Expected(const ExchangeStep& step) { return RunInProcess(*model_, step); }
-
-  GrpcExpertExchangeOptions Options(std::vector<std::string> shards) {
-    GrpcExpertExchangeOptions options;
-    options.shards = std::move(shards);
-    options.fingerprint = model_->fingerprint();
-    options.config = model_->config();
-    return options;
-  }
-
-  // Connected to shards that hold every expert between them.
-  std::unique_ptr<GrpcExpertExchange> Connect(GrpcExpertExchangeOptions options,
-                                              const std::vector<int>& local = {}) {
-    auto exchange = std::make_unique<GrpcExpertExchange>(
-        std::move(options), local.empty() ? nullptr : model_->LoadRunner(local), &metrics_);
-    EXPECT_OK(exchange->AwaitReady(absl::Now() + kPatience));
-    return exchange;
-  }
-
-  // Until every shard of `exchange` is up (or one is not); false after kPatience.
-  static bool AwaitUp(GrpcExpertExchange& exchange, bool all_up) {
-    const absl::Time give_up = absl::Now() + kPatience;
-    while (absl::Now() < give_up) {
-      bool up = true;
-      for (const v1::ShardState& shard : exchange.Shards()) up = up && shard.up();
-      if (up == all_up) return true;
-      absl::SleepFor(absl::Milliseconds(1));
-    }
-    return false;
-  }
-
-  static uint64_t Retries(GrpcExpertExchange& exchange) {
-    uint64_t retries = 0;
-    for (const v1::ShardState& shard : exchange.Shards()) retries += shard.retries();
-    return retries;
-  }
-
-  static TestModel* model_;
-  Metrics metrics_;
-};
-TestModel* ExpertExchangeTest::model_ = nullptr;
+using ExpertExchangeTest = ExchangeFixture;
 
 TEST_F(ExpertExchangeTest, PairOrderSortsByExpertThenRow) {
   const std::vector<int32_t> topk_ids = {5, 2, 2, 0, 5, 0};
@@ -355,14 +307,11 @@ TEST_F(ExpertExchangeTest, AnotherModelIsRefused) {
   TestShard shard(other, other.AllExperts());
   GrpcExpertExchange exchange(Options({shard.target()}), nullptr, &metrics_);
   // Not at once: until it has been asked, nobody knows.
-  absl::Status ready = exchange.Ready();
-  for (const absl::Time give_up = absl::Now() + kPatience;
-       !absl::IsFailedPrecondition(ready) && absl::Now() < give_up; ready = exchange.Ready()) {
-    absl::SleepFor(absl::Milliseconds(1));
-  }
-  EXPECT_THAT(ready, StatusIs(absl::StatusCode::kFailedPrecondition,
-                              AllOf(HasSubstr(shard.target()), HasSubstr(model_->fingerprint()),
-                                    HasSubstr(other.fingerprint()))));
+  EXPECT_TRUE(Await([&] { return absl::IsFailedPrecondition(exchange.Ready()); }));
+  EXPECT_THAT(exchange.Ready(),
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       AllOf(HasSubstr(shard.target()), HasSubstr(model_->fingerprint()),
+                             HasSubstr(other.fingerprint()))));
   const ExchangeStep step(*model_, 0, 3, 1);
   EXPECT_THAT(step.Run(exchange),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("another model")));
@@ -373,14 +322,11 @@ TEST_F(ExpertExchangeTest, AnotherWeightDtypeIsRefused) {
   TestShard shard(*model_, model_->AllExperts(), /*epoch=*/1, "127.0.0.1:0",
                   /*shared_memory=*/true, WeightDtype::kInt8);
   GrpcExpertExchange exchange(Options({shard.target()}), nullptr, &metrics_);
-  absl::Status ready = exchange.Ready();
-  for (const absl::Time give_up = absl::Now() + kPatience;
-       !absl::IsFailedPrecondition(ready) && absl::Now() < give_up; ready = exchange.Ready()) {
-    absl::SleepFor(absl::Milliseconds(1));
-  }
-  EXPECT_THAT(ready, StatusIs(absl::StatusCode::kFailedPrecondition,
-                              AllOf(HasSubstr("weight_dtype of shard"), HasSubstr(shard.target()),
-                                    HasSubstr("is int8, want bf16"))));
+  EXPECT_TRUE(Await([&] { return absl::IsFailedPrecondition(exchange.Ready()); }));
+  EXPECT_THAT(exchange.Ready(),
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       AllOf(HasSubstr("weight_dtype of shard"), HasSubstr(shard.target()),
+                             HasSubstr("is int8, want bf16"))));
 }
 
 TEST_F(ExpertExchangeTest, NamesTheExpertThatNobodyHas) {
@@ -410,13 +356,12 @@ TEST_F(ExpertExchangeTest, DescriptionsThatMakeNoSenseAreRefused) {
     spoil(description);
     shard.SetDescription(description);
     GrpcExpertExchange exchange(Options({shard.target()}), nullptr, &metrics_);
-    const absl::Time give_up = absl::Now() + kPatience;
     std::string said;
-    while (said.find(why) == std::string::npos && absl::Now() < give_up) {
+    EXPECT_TRUE(Await([&] {
       said = exchange.Ready().ToString();
-      absl::SleepFor(absl::Milliseconds(1));
-    }
-    EXPECT_THAT(said, HasSubstr(why));
+      return said.find(why) != std::string::npos;
+    })) << said
+        << ", want " << why;
   };
   expect_down("loading", [](auto& d) { d.set_ready(false); });
   expect_down("dtype", [](auto& d) { d.set_dtype("fp8"); });

@@ -7,9 +7,8 @@
 #include "absl/synchronization/notification.h"
 #include "rpc/channel.h"
 #include "rpc/grpc_status.h"
-#include "tests/support/exchange_step.h"
+#include "tests/support/exchange_fixture.h"
 #include "tests/support/scripted_shard.h"
-#include "worker/grpc_expert_exchange.h"
 #include "worker/local_expert_exchange.h"
 #include "worker/shared_memory_call.h"
 
@@ -18,45 +17,11 @@ namespace {
 
 using testing::HasSubstr;
 
-constexpr absl::Duration kPatience = absl::Seconds(60);
-
-// Until `wanted` holds; false after kPatience.
-bool Await(const std::function<bool()>& wanted) {
-  for (const absl::Time give_up = absl::Now() + kPatience; absl::Now() < give_up;) {
-    if (wanted()) return true;
-    absl::SleepFor(absl::Milliseconds(1));
-  }
-  return false;
-}
-
-class SharedMemoryExchangeTest : public testing::Test {
+class SharedMemoryExchangeTest : public ExchangeFixture {
  protected:
-  static void SetUpTestSuite() { model_ = new TestModel(TinyMoeConfig()); }
-  static void TearDownTestSuite() { delete model_; }
-
-  static Rows Expected(const ExchangeStep& step) { return RunInProcess(*model_, step); }
-
-  GrpcExpertExchangeOptions Options(std::vector<std::string> shards) {
-    GrpcExpertExchangeOptions options;
-    options.shards = std::move(shards);
-    options.fingerprint = model_->fingerprint();
-    options.config = model_->config();
-    return options;
-  }
-
-  static bool AllBy(GrpcExpertExchange& exchange, const std::string& transport) {
-    for (const v1::ShardState& shard : exchange.Shards()) {
-      if (shard.transport() != transport) return false;
-    }
-    return true;
-  }
-
   std::unique_ptr<GrpcExpertExchange> Connect(GrpcExpertExchangeOptions options,
                                               const std::string& transport = "shared_memory") {
-    auto exchange = std::make_unique<GrpcExpertExchange>(std::move(options), nullptr, &metrics_);
-    EXPECT_OK(exchange->AwaitReady(absl::Now() + kPatience));
-    EXPECT_TRUE(Await([&] { return AllBy(*exchange, transport); })) << transport;
-    return exchange;
+    return ConnectBy(transport, std::move(options));
   }
 
   double MetricOf(const std::string& name, const std::string& transport) {
@@ -65,11 +30,7 @@ class SharedMemoryExchangeTest : public testing::Test {
     const size_t at = text.find(line);
     return at == text.npos ? -1 : std::stod(text.substr(at + line.size()));
   }
-
-  static TestModel* model_;
-  Metrics metrics_;
 };
-TestModel* SharedMemoryExchangeTest::model_ = nullptr;
 
 TEST_F(SharedMemoryExchangeTest, GivesTheBitsOfEveryOtherWay) {
   TestShard a(*model_, {0, 1, 2, 3}), b(*model_, {4, 5, 6, 7});
