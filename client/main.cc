@@ -115,6 +115,13 @@ Command AddUp(CLI::App* app) {
                  "auto: workers and shards exchange rows through shared memory; off: over gRPC")
       ->check(CLI::IsMember({"auto", "off"}))
       ->capture_default_str();
+  up->add_option(
+        "--micro_batch", options->micro_batch,
+        "auto: workers compute a step in two halves, attention of one while the experts of "
+        "the other are at the shards, where that was measured to be faster; off: never; on: "
+        "always")
+      ->check(CLI::IsMember({"auto", "off", "on"}))
+      ->capture_default_str();
   up->add_option("--cpu_isa", options->cpu_isa, "Instructions of the kernels; auto: the best here")
       ->capture_default_str();
   up->add_option("--weight_dtype", options->weight_dtype,
@@ -148,14 +155,15 @@ Command AddUp(CLI::App* app) {
       ->check(CLI::Range(1, 86400))
       ->capture_default_str();
   up->add_option("--bin_dir", options->bin_dir)->group("");  // hidden: for tests
-  PrepareFlags(*up, kUpVariables,
-               {{"Model", {"--model", "--model_name", "--chat_template"}},
-                {"Processes", {"--workers", "--shards", "--ready_seconds", "--drain_seconds"}},
-                {"Network", {"--host", "--grpc_port", "--http_port"}},
-                {"Compute",
-                 {"--threads", "--cpu_isa", "--weight_dtype", "--numa_nodes", "--kv_cache_tokens",
-                  "--max_running", "--prefix_cache", "--prefill_ahead", "--shared_memory"}},
-                {"Logs", {"--log_dir", "--log_level", "--log_format"}}});
+  PrepareFlags(
+      *up, kUpVariables,
+      {{"Model", {"--model", "--model_name", "--chat_template"}},
+       {"Processes", {"--workers", "--shards", "--ready_seconds", "--drain_seconds"}},
+       {"Network", {"--host", "--grpc_port", "--http_port"}},
+       {"Compute",
+        {"--threads", "--cpu_isa", "--weight_dtype", "--numa_nodes", "--kv_cache_tokens",
+         "--max_running", "--prefix_cache", "--prefill_ahead", "--shared_memory", "--micro_batch"}},
+       {"Logs", {"--log_dir", "--log_level", "--log_format"}}});
   return {up, [options] { return RunUp(*options); }};
 }
 

@@ -76,6 +76,7 @@ ProcessTier PlanWorkers(const UpOptions& options, int threads) {
     spec.name = absl::StrCat("worker-", worker);
     spec.argv = CommonArguments(options, "conclave-worker");
     Append(spec.argv, "--shared_memory", options.shared_memory);
+    Append(spec.argv, "--micro_batch", options.micro_batch);
     AppendCompute(spec.argv, options, threads, worker);
     if (options.kv_cache_tokens > 0) {
       Append(spec.argv, "--kv_cache_tokens", absl::StrCat(options.kv_cache_tokens));

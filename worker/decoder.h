@@ -5,7 +5,6 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "common/bfloat16.h"
 #include "kernels/attention.h"
@@ -15,6 +14,7 @@
 #include "model/qwen3_config.h"
 #include "worker/expert_exchange.h"
 #include "worker/kv_cache.h"
+#include "worker/micro_batch_policy.h"
 #include "worker/weights.h"
 
 namespace conclave {
@@ -26,13 +26,6 @@ struct StepBatch {
   std::vector<int64_t> slot_mapping;         // [num_tokens]: KV slot each token writes
   std::vector<AttentionSequence> sequences;  // rows of each sequence and its block table
   std::vector<int64_t> logit_rows;           // rows whose logits will be asked for, rising
-};
-
-// Where a step's time went, summed over the layers.
-struct StepTimes {
-  absl::Duration attention;  // embedding, norms, projections, attention
-  absl::Duration mlp;        // dense MLP, or gate and combine
-  absl::Duration experts;    // dispatch to combine, compute and wire
 };
 
 // The forward pass of one step, on whatever device. Called by one thread.
@@ -68,41 +61,69 @@ class Decoder final : public StepDecoder {
  public:
   // `experts` may be null for a dense model. Everything passed in is borrowed.
   Decoder(const Qwen3Config& config, const WorkerWeights& weights, KvCache& kv_cache,
-          const Device& device, ExpertExchange* experts);
+          const Device& device, ExpertExchange* experts,
+          MicroBatchMode micro_batch = MicroBatchMode::kAuto);
 
   absl::Status Forward(const StepBatch& batch) override;
   absl::Status Logits(int64_t first, int64_t count, float* logits) override;
   const StepTimes& times() const override { return times_; }
 
  private:
-  absl::Status AttentionLayer(const StepBatch& batch, int layer);
-  absl::Status DenseMlp(int layer, int64_t num_tokens);
-  absl::Status SparseMlp(int layer, int64_t num_tokens);
+  // Consecutive rows of a step that go through the layers together.
+  struct MicroBatch {
+    int64_t first_row = 0;
+    int64_t num_rows = 0;
+    std::vector<AttentionSequence> sequences;  // rows counted from first_row
+    std::vector<const BFloat16*> expert_rows;  // [num_rows * num_experts_per_tok]
+    bool started = false;                      // its experts are at work
+  };
+
+  // One micro-batch of all rows, or two of half of them each; a sequence may be cut in two, for
+  // attention gives the same bits for a prompt in chunks.
+  void SplitInto(int count, const StepBatch& batch);
+  // Each micro-batch through all layers in turn: while the experts of one are away, the other's
+  // attention is computed.
+  absl::Status RunLayers(const StepBatch& batch);
+  absl::Status AttentionLayer(const StepBatch& batch, const MicroBatch& micro, int layer);
+  absl::Status DenseMlp(const MicroBatch& micro, int layer);
+  absl::Status Gate(const MicroBatch& micro, int layer);
+  absl::Status StartExperts(MicroBatch& micro, int layer);
+  absl::Status FinishExperts(MicroBatch& micro);
   absl::Status NormInto(const float* input, int64_t num_rows, const std::vector<float>& weight,
-                        std::vector<BFloat16>& output);
+                        BFloat16* output);
+  float* ResidualOf(const MicroBatch& micro) {
+    return residual_.data() + micro.first_row * config_.hidden_size;
+  }
+  BFloat16* HiddenOf(const MicroBatch& micro) {
+    return hidden_states_.data() + micro.first_row * config_.hidden_size;
+  }
 
   const Qwen3Config& config_;
   const WorkerWeights& weights_;
   KvCache& kv_cache_;
   const Device device_;
   ExpertExchange* const experts_;
+  OverlappingExchange* const overlapping_;  // experts_, or null if it computes where we do
+  MicroBatchPolicy micro_batch_policy_;
   const RopeTable rope_;
   StepTimes times_;
+  std::vector<MicroBatch> micro_batches_;
 
-  // Activations of the current step, kept so that a step allocates only while it grows.
-  std::vector<float> residual_;               // [num_tokens, hidden_size]
-  std::vector<BFloat16> hidden_states_;       // [num_tokens, hidden_size], normed
-  std::vector<float> qkv_;                    // [num_tokens, (heads + 2 * kv_heads) * head_dim]
-  std::vector<BFloat16> q_;                   // [num_tokens, heads * head_dim]
-  std::vector<BFloat16> attention_;           // [num_tokens, heads * head_dim]
-  std::vector<float> gate_up_;                // [num_tokens, 2 * intermediate_size]
-  std::vector<BFloat16> intermediate_;        // [num_tokens, intermediate_size]
-  std::vector<float> gate_logits_;            // [num_tokens, num_experts]
-  std::vector<int32_t> topk_ids_;             // [num_tokens, num_experts_per_tok]
-  std::vector<float> topk_weights_;           // [num_tokens, num_experts_per_tok]
-  std::vector<const BFloat16*> expert_rows_;  // [num_tokens * num_experts_per_tok]
-  std::vector<float> last_residual_;          // [num_logit_rows, hidden_size]
-  std::vector<BFloat16> last_hidden_;         // [num_logit_rows, hidden_size], after the final norm
+  // Activations of the current step, kept so that a step allocates only while it grows. Those of
+  // num_tokens are there for all micro-batches at a time, those of num_rows serve one after the
+  // other.
+  std::vector<float> residual_;          // [num_tokens, hidden_size]
+  std::vector<BFloat16> hidden_states_;  // [num_tokens, hidden_size], normed
+  std::vector<int32_t> topk_ids_;        // [num_tokens, num_experts_per_tok]
+  std::vector<float> topk_weights_;      // [num_tokens, num_experts_per_tok]
+  std::vector<float> qkv_;               // [num_rows, (heads + 2 * kv_heads) * head_dim]
+  std::vector<BFloat16> q_;              // [num_rows, heads * head_dim]
+  std::vector<BFloat16> attention_;      // [num_rows, heads * head_dim]
+  std::vector<float> gate_up_;           // [num_rows, 2 * intermediate_size]
+  std::vector<BFloat16> intermediate_;   // [num_rows, intermediate_size]
+  std::vector<float> gate_logits_;       // [num_rows, num_experts]
+  std::vector<float> last_residual_;     // [num_logit_rows, hidden_size]
+  std::vector<BFloat16> last_hidden_;    // [num_logit_rows, hidden_size], after the final norm
 };
 
 }  // namespace conclave

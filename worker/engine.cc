@@ -231,6 +231,7 @@ absl::Status Engine::Step(const std::vector<PlannedSequence>& plan) {
   }
   const absl::Time end = absl::Now();
   metrics_.steps.Increment();
+  if (decoder_.times().split) metrics_.split_steps.Increment();
   metrics_.attention_seconds.Increment(absl::ToDoubleSeconds(decoder_.times().attention));
   metrics_.mlp_seconds.Increment(absl::ToDoubleSeconds(decoder_.times().mlp));
   metrics_.experts_seconds.Increment(absl::ToDoubleSeconds(decoder_.times().experts));

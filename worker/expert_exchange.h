@@ -19,6 +19,8 @@ struct ExpertBatch {
   int64_t num_rows = 0;
 };
 
+class OverlappingExchange;
+
 // Where a worker's experts run: in process, on shards over gRPC, or some of each. Every kind
 // returns one BF16 row per (token, expert) pair and so the same bits.
 class ExpertExchange {
@@ -33,6 +35,10 @@ class ExpertExchange {
   // of another model), InvalidArgument (our own frame was refused: a bug).
   virtual absl::Status Run(const ExpertBatch& batch, std::vector<const BFloat16*>& expert_rows) = 0;
 
+  // This exchange if it can also compute a layer in two parts, else null: experts in process have
+  // nobody else to compute meanwhile.
+  virtual OverlappingExchange* overlapping() { return nullptr; }
+
   // OK when every expert is reachable now; else Unavailable saying which is not.
   virtual absl::Status Ready() = 0;
 
@@ -46,6 +52,27 @@ class ExpertExchange {
 
   // For Describe and `conclave status`; empty for experts in process. Any thread.
   virtual std::vector<v1::ShardState> Shards() = 0;
+};
+
+// An exchange that lets its caller compute while the experts are at work elsewhere: a batch is
+// started, and finished later; two may be on their way at a time. By the engine's thread alone.
+class OverlappingExchange : public ExpertExchange {
+ public:
+  static constexpr int kParts = 2;
+
+  OverlappingExchange* overlapping() final { return this; }
+
+  // Sends the batch as `part`, 0..kParts-1, which is not on its way. Returns before it is computed.
+  // What `batch` points to and `expert_rows` stay as they are until Finish. Errors as of Run.
+  virtual absl::Status Start(int part, const ExpertBatch& batch,
+                             std::vector<const BFloat16*>& expert_rows) = 0;
+
+  // Blocks until the part's pairs are computed; its expert_rows are then as after Run, until its
+  // next Start. Lost shards and errors as in Run.
+  virtual absl::Status Finish(int part) = 0;
+
+  // Forgets every part on its way: after an error, of Start and Finish or of the caller's own.
+  virtual void GiveUp() = 0;
 };
 
 }  // namespace conclave

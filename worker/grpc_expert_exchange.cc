@@ -169,50 +169,69 @@ std::vector<v1::ShardState> GrpcExpertExchange::Shards() {
 
 absl::Status GrpcExpertExchange::Run(const ExpertBatch& batch,
                                      std::vector<const BFloat16*>& expert_rows) {
-  BeginLayer(batch, expert_rows);
-  RETURN_IF_ERROR(AssignPairs());
-  RETURN_IF_ERROR(RunLocalPairs());  // while the shards compute theirs
-  while (!outstanding_.empty() || !unassigned_.empty()) {
+  GiveUp();
+  RETURN_IF_ERROR(Start(0, batch, expert_rows));
+  return Finish(0);
+}
+
+absl::Status GrpcExpertExchange::Start(int part, const ExpertBatch& batch,
+                                       std::vector<const BFloat16*>& expert_rows) {
+  BeginPart(parts_[part], batch, expert_rows);
+  return AssignPairs();
+}
+
+absl::Status GrpcExpertExchange::Finish(int part) {
+  RETURN_IF_ERROR(RunLocalPairs(parts_[part]));  // while the shards compute theirs
+  while (!IsComputed(parts_[part])) {
     RETURN_IF_ERROR(WaitForNews());
-    if (!unassigned_.empty()) RETURN_IF_ERROR(AssignPairs());
+    RETURN_IF_ERROR(AssignPairs());
   }
   return absl::OkStatus();
 }
 
-void GrpcExpertExchange::BeginLayer(const ExpertBatch& batch,
-                                    std::vector<const BFloat16*>& expert_rows) {
-  batch_ = batch;
-  SortPairs(batch, options_.config.num_experts_per_tok, options_.config.num_experts, &order_);
-  expert_rows.assign(order_.slots.size(), nullptr);
-  expert_rows_ = &expert_rows;
-  row_idx_.resize(batch.num_rows);
-  outstanding_.clear();  // answers to a layer that was given up are ignored by their sequence
-  received_.clear();
-  local_pairs_.clear();
-  unassigned_.clear();
-  assigned_pairs_.assign(connections_.size(), 0);
-  lost_since_ = absl::InfiniteFuture();
-  for (uint32_t pair = 0; pair < order_.slots.size(); ++pair) {
-    const bool local = IsLocal(batch.layer, static_cast<int>(order_.experts[pair]));
-    (local ? local_pairs_ : unassigned_).push_back(pair);
+void GrpcExpertExchange::GiveUp() {
+  outstanding_.clear();  // answers to what was given up are ignored by their sequence
+  for (LayerPart& part : parts_) part.unassigned.clear();
+}
+
+bool GrpcExpertExchange::IsComputed(const LayerPart& part) const {
+  return part.unassigned.empty() &&
+         absl::c_none_of(outstanding_, [&](const auto& each) { return each.second.part == &part; });
+}
+
+void GrpcExpertExchange::BeginPart(LayerPart& part, const ExpertBatch& batch,
+                                   std::vector<const BFloat16*>& expert_rows) {
+  part.batch = batch;
+  SortPairs(batch, options_.config.num_experts_per_tok, options_.config.num_experts, &part.order);
+  expert_rows.assign(part.order.slots.size(), nullptr);
+  part.expert_rows = &expert_rows;
+  part.received.clear();
+  part.local_pairs.clear();
+  part.unassigned.clear();
+  part.assigned_pairs.assign(connections_.size(), 0);
+  part.lost_since = absl::InfiniteFuture();
+  for (uint32_t pair = 0; pair < part.order.slots.size(); ++pair) {
+    const bool local = IsLocal(batch.layer, static_cast<int>(part.order.experts[pair]));
+    (local ? part.local_pairs : part.unassigned).push_back(pair);
   }
 }
 
-absl::Status GrpcExpertExchange::RunLocalPairs() {
-  if (local_pairs_.empty()) return absl::OkStatus();
+absl::Status GrpcExpertExchange::RunLocalPairs(LayerPart& part) {
+  if (part.local_pairs.empty()) return absl::OkStatus();
   std::vector<uint32_t> rows, experts;
-  for (const uint32_t pair : local_pairs_) {
-    rows.push_back(order_.rows[pair]);
-    experts.push_back(order_.experts[pair]);
+  for (const uint32_t pair : part.local_pairs) {
+    rows.push_back(part.order.rows[pair]);
+    experts.push_back(part.order.experts[pair]);
   }
   const size_t hidden_size = static_cast<size_t>(options_.config.hidden_size);
-  if (local_output_.size() < rows.size() * hidden_size) {
-    local_output_.resize(rows.size() * hidden_size);
+  if (part.local_output.size() < rows.size() * hidden_size) {
+    part.local_output.resize(rows.size() * hidden_size);
   }
-  RETURN_IF_ERROR(local_->Run(batch_.layer, batch_.hidden_states, batch_.num_rows, rows, experts,
-                              local_output_.data()));
-  for (size_t i = 0; i < local_pairs_.size(); ++i) {
-    (*expert_rows_)[order_.slots[local_pairs_[i]]] = local_output_.data() + i * hidden_size;
+  RETURN_IF_ERROR(local_->Run(part.batch.layer, part.batch.hidden_states, part.batch.num_rows, rows,
+                              experts, part.local_output.data()));
+  for (size_t i = 0; i < part.local_pairs.size(); ++i) {
+    (*part.expert_rows)[part.order.slots[part.local_pairs[i]]] =
+        part.local_output.data() + i * hidden_size;
   }
   metrics_.local_rows.Increment(static_cast<double>(rows.size()));
   return absl::OkStatus();
@@ -221,48 +240,60 @@ absl::Status GrpcExpertExchange::RunLocalPairs() {
 absl::Status GrpcExpertExchange::AssignPairs() {
   if (placement_.changes != inbox_.changes() || placement_.shards.empty()) {
     placement_ = LookAtShards();
+    RETURN_IF_ERROR(TakeBackLost());
   }
-  const absl::Time now = assigned_at_ = absl::Now();
-  std::vector<std::vector<uint32_t>> pairs_of_shard(connections_.size());
-  std::vector<uint32_t> unserved;
-  std::sort(unassigned_.begin(), unassigned_.end());  // by expert again
-  for (size_t begin = 0, end = 0; begin < unassigned_.size(); begin = end) {
-    const uint32_t expert = order_.experts[unassigned_[begin]];
-    while (end < unassigned_.size() && order_.experts[unassigned_[end]] == expert) ++end;
-    const int shard = ChooseShard(static_cast<int>(expert), now);
-    std::vector<uint32_t>& pairs = shard < 0 ? unserved : pairs_of_shard[shard];
-    pairs.insert(pairs.end(), unassigned_.begin() + begin, unassigned_.begin() + end);
-    if (shard >= 0) assigned_pairs_[shard] += end - begin;
-  }
-  unassigned_ = std::move(unserved);
-  if (!unassigned_.empty()) {
-    lost_since_ = std::min(lost_since_, now);
-    const int expert = static_cast<int>(order_.experts[unassigned_[0]]);
-    const bool wrong_model =
-        absl::c_any_of(placement_.shards, [](const ShardView& view) { return view.wrong_model; });
-    if (wrong_model || now - lost_since_ >= options_.shard_wait) {
-      return MissingExpert(placement_, batch_.layer, expert, now - lost_since_);
-    }
-  }
-  for (size_t shard = 0; shard < pairs_of_shard.size(); ++shard) {
-    if (!pairs_of_shard[shard].empty()) SendPairs(static_cast<int>(shard), pairs_of_shard[shard]);
+  for (LayerPart& part : parts_) {
+    if (!part.unassigned.empty()) RETURN_IF_ERROR(AssignPairsOf(part));
   }
   return absl::OkStatus();
 }
 
-int GrpcExpertExchange::ChooseShard(int expert, absl::Time now) {
+absl::Status GrpcExpertExchange::AssignPairsOf(LayerPart& part) {
+  const absl::Time now = part.assigned_at = absl::Now();
+  std::vector<std::vector<uint32_t>> pairs_of_shard(connections_.size());
+  std::vector<uint32_t> unserved;
+  std::sort(part.unassigned.begin(), part.unassigned.end());  // by expert again
+  for (size_t begin = 0, end = 0; begin < part.unassigned.size(); begin = end) {
+    const uint32_t expert = part.order.experts[part.unassigned[begin]];
+    while (end < part.unassigned.size() && part.order.experts[part.unassigned[end]] == expert) {
+      ++end;
+    }
+    const int shard = ChooseShard(part, static_cast<int>(expert), now);
+    std::vector<uint32_t>& pairs = shard < 0 ? unserved : pairs_of_shard[shard];
+    pairs.insert(pairs.end(), part.unassigned.begin() + begin, part.unassigned.begin() + end);
+    if (shard >= 0) part.assigned_pairs[shard] += end - begin;
+  }
+  part.unassigned = std::move(unserved);
+  if (!part.unassigned.empty()) {
+    part.lost_since = std::min(part.lost_since, now);
+    const int expert = static_cast<int>(part.order.experts[part.unassigned[0]]);
+    const bool wrong_model =
+        absl::c_any_of(placement_.shards, [](const ShardView& view) { return view.wrong_model; });
+    if (wrong_model || now - part.lost_since >= options_.shard_wait) {
+      return MissingExpert(placement_, part.batch.layer, expert, now - part.lost_since);
+    }
+  }
+  for (size_t shard = 0; shard < pairs_of_shard.size(); ++shard) {
+    if (pairs_of_shard[shard].empty()) continue;
+    SendPairs(part, static_cast<int>(shard), pairs_of_shard[shard]);
+  }
+  return absl::OkStatus();
+}
+
+int GrpcExpertExchange::ChooseShard(const LayerPart& part, int expert, absl::Time now) {
   int chosen = -1;
   for (const int shard : placement_.replicas.ReplicasOf(expert)) {
     if (busy_until_[shard] > now) continue;
-    if (chosen < 0 || assigned_pairs_[shard] < assigned_pairs_[chosen]) chosen = shard;
+    if (chosen < 0 || part.assigned_pairs[shard] < part.assigned_pairs[chosen]) chosen = shard;
   }
   return chosen;
 }
 
-void GrpcExpertExchange::SendPairs(int shard_idx, const std::vector<uint32_t>& pairs) {
+void GrpcExpertExchange::SendPairs(LayerPart& part, int shard_idx,
+                                   const std::vector<uint32_t>& pairs) {
   // Each row once, in rising order.
-  std::fill(row_idx_.begin(), row_idx_.end(), -1);
-  for (const uint32_t pair : pairs) row_idx_[order_.rows[pair]] = 0;
+  row_idx_.assign(part.batch.num_rows, -1);
+  for (const uint32_t pair : pairs) row_idx_[part.order.rows[pair]] = 0;
   std::vector<uint32_t> rows;
   for (uint32_t row = 0; row < row_idx_.size(); ++row) {
     if (row_idx_[row] < 0) continue;
@@ -279,19 +310,19 @@ void GrpcExpertExchange::SendPairs(int shard_idx, const std::vector<uint32_t>& p
     const auto end = static_cast<int64_t>(first + count);
     std::vector<uint32_t> frame_pairs;  // sorted as `pairs` is
     for (const uint32_t pair : pairs) {
-      const int64_t idx = row_idx_[order_.rows[pair]];
+      const int64_t idx = row_idx_[part.order.rows[pair]];
       if (idx >= begin && idx < end) frame_pairs.push_back(pair);
     }
-    SendFrame(shard_idx, absl::MakeSpan(rows).subspan(first, count), std::move(frame_pairs));
+    SendFrame(part, shard_idx, absl::MakeSpan(rows).subspan(first, count), std::move(frame_pairs));
   }
 }
 
-void GrpcExpertExchange::SendFrame(int shard_idx, absl::Span<const uint32_t> rows,
+void GrpcExpertExchange::SendFrame(LayerPart& part, int shard_idx, absl::Span<const uint32_t> rows,
                                    std::vector<uint32_t> pairs) {
   const ShardView& view = placement_.shards[shard_idx];
   v1::ExpertDispatch header;
   header.set_sequence(++last_sequence_);
-  header.set_layer(static_cast<uint32_t>(batch_.layer));
+  header.set_layer(static_cast<uint32_t>(part.batch.layer));
   header.set_placement_epoch(view.placement_epoch);
   header.set_num_rows(static_cast<uint32_t>(rows.size()));
   header.set_deadline_ms(
@@ -305,18 +336,19 @@ void GrpcExpertExchange::SendFrame(int shard_idx, absl::Span<const uint32_t> row
   }
   const int64_t first_idx = row_idx_[rows.front()];
   for (const uint32_t pair : pairs) {
-    header.add_pair_rows(static_cast<uint32_t>(row_idx_[order_.rows[pair]] - first_idx));
-    header.add_pair_experts(order_.experts[pair]);
+    header.add_pair_rows(static_cast<uint32_t>(row_idx_[part.order.rows[pair]] - first_idx));
+    header.add_pair_experts(part.order.experts[pair]);
   }
   const absl::Time sent = absl::Now();
-  if (!Transmit(shard_idx, header, rows)) {
+  if (!Transmit(part.batch, shard_idx, header, rows)) {
     // The change that says so is in the inbox or on its way.
-    unassigned_.insert(unassigned_.end(), pairs.begin(), pairs.end());
+    part.unassigned.insert(part.unassigned.end(), pairs.begin(), pairs.end());
     return;
   }
   connections_[shard_idx]->rows_sent.fetch_add(pairs.size(), std::memory_order_relaxed);
   metrics_.shard_rows[shard_idx]->Increment(static_cast<double>(pairs.size()));
   Outstanding& dispatch = outstanding_[header.sequence()];
+  dispatch.part = &part;
   dispatch.shard_idx = shard_idx;
   dispatch.path_id = view.path_id();
   dispatch.transport = view.link != nullptr ? Transport::kSharedMemory : Transport::kGrpc;
@@ -326,10 +358,11 @@ void GrpcExpertExchange::SendFrame(int shard_idx, absl::Span<const uint32_t> row
       .dispatch_bytes->Increment(static_cast<double>(rows.size() * row_bytes_));
 }
 
-bool GrpcExpertExchange::Transmit(int shard_idx, const v1::ExpertDispatch& header,
+bool GrpcExpertExchange::Transmit(const ExpertBatch& batch, int shard_idx,
+                                  const v1::ExpertDispatch& header,
                                   absl::Span<const uint32_t> rows) {
-  const auto row = [this](uint32_t idx) {
-    return reinterpret_cast<const uint8_t*>(batch_.hidden_states) + idx * row_bytes_;
+  const auto row = [&](uint32_t idx) {
+    return reinterpret_cast<const uint8_t*>(batch.hidden_states) + idx * row_bytes_;
   };
   const ShardView& view = placement_.shards[shard_idx];
   ShardConnection& connection = *connections_[shard_idx];
@@ -359,10 +392,12 @@ absl::Time GrpcExpertExchange::NextDeadline() const {
   for (const auto& [sequence, dispatch] : outstanding_) {
     deadline = std::min(deadline, dispatch.sent + options_.dispatch_timeout);
   }
-  if (unassigned_.empty()) return deadline;
-  deadline = std::min(deadline, lost_since_ + options_.shard_wait);
-  for (const absl::Time busy : busy_until_) {
-    if (busy > assigned_at_) deadline = std::min(deadline, busy);
+  for (const LayerPart& part : parts_) {
+    if (part.unassigned.empty()) continue;
+    deadline = std::min(deadline, part.lost_since + options_.shard_wait);
+    for (const absl::Time busy : busy_until_) {
+      if (busy > part.assigned_at) deadline = std::min(deadline, busy);
+    }
   }
   return deadline;
 }
@@ -434,17 +469,18 @@ absl::Status GrpcExpertExchange::TakeBack(uint64_t sequence) {
   const auto found = outstanding_.find(sequence);
   const Outstanding dispatch = std::move(found->second);
   outstanding_.erase(found);
+  LayerPart& part = *dispatch.part;
   metrics_.of(dispatch.transport).retries->Increment();
   connections_[dispatch.shard_idx]->retries.fetch_add(1, std::memory_order_relaxed);
-  assigned_pairs_[dispatch.shard_idx] -= dispatch.pairs.size();
+  part.assigned_pairs[dispatch.shard_idx] -= dispatch.pairs.size();
   for (const uint32_t pair : dispatch.pairs) {
-    if ((*expert_rows_)[order_.slots[pair]] == nullptr) unassigned_.push_back(pair);
+    if ((*part.expert_rows)[part.order.slots[pair]] == nullptr) part.unassigned.push_back(pair);
   }
   const absl::Time now = absl::Now();
-  lost_since_ = std::min(lost_since_, now);
-  if (now - lost_since_ < options_.shard_wait) return absl::OkStatus();
-  const int expert = static_cast<int>(order_.experts[dispatch.pairs[0]]);
-  return MissingExpert(placement_, batch_.layer, expert, now - lost_since_);
+  part.lost_since = std::min(part.lost_since, now);
+  if (now - part.lost_since < options_.shard_wait) return absl::OkStatus();
+  const int expert = static_cast<int>(part.order.experts[dispatch.pairs[0]]);
+  return MissingExpert(placement_, part.batch.layer, expert, now - part.lost_since);
 }
 
 absl::Status GrpcExpertExchange::TakeCombine(ShardCombine combine) {
@@ -494,17 +530,19 @@ absl::Status GrpcExpertExchange::TakeError(const Outstanding& dispatch,
 }
 
 bool GrpcExpertExchange::TakeRows(Outstanding& dispatch, CombineFrame& frame) {
+  LayerPart& part = *dispatch.part;
   const uint64_t first = frame.header.first_pair();
   const uint64_t count = frame.header.num_pairs();
   if (count == 0 || first + count > dispatch.pairs.size()) return false;
   if (frame.expert_rows.size() != count * row_bytes_) return false;
   for (uint64_t pair = first; pair < first + count; ++pair) {
-    if ((*expert_rows_)[order_.slots[dispatch.pairs[pair]]] != nullptr) return false;  // twice
+    const uint32_t slot = part.order.slots[dispatch.pairs[pair]];
+    if ((*part.expert_rows)[slot] != nullptr) return false;  // twice
   }
-  received_.push_back(std::move(frame.expert_rows));
-  const BFloat16* rows = received_.back().Rows(pool_);
+  part.received.push_back(std::move(frame.expert_rows));
+  const BFloat16* rows = part.received.back().Rows(pool_);
   for (uint64_t i = 0; i < count; ++i) {
-    (*expert_rows_)[order_.slots[dispatch.pairs[first + i]]] =
+    (*part.expert_rows)[part.order.slots[dispatch.pairs[first + i]]] =
         rows + i * static_cast<uint64_t>(options_.config.hidden_size);
   }
   dispatch.num_answered += count;

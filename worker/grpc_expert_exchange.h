@@ -39,7 +39,7 @@ struct GrpcExpertExchangeOptions {
 // layer's pairs are split by expert; each expert's go to one of the shards that hold it; each row
 // goes to a shard once. What a lost shard has not answered is sent to another that holds the
 // expert, or waits for one.
-class GrpcExpertExchange final : public ExpertExchange {
+class GrpcExpertExchange final : public OverlappingExchange {
  public:
   // Starts to connect at once. `local` (may be null) runs the experts it holds; `metrics` is
   // borrowed.
@@ -48,6 +48,10 @@ class GrpcExpertExchange final : public ExpertExchange {
   ~GrpcExpertExchange() override;
 
   absl::Status Run(const ExpertBatch& batch, std::vector<const BFloat16*>& expert_rows) override;
+  absl::Status Start(int part, const ExpertBatch& batch,
+                     std::vector<const BFloat16*>& expert_rows) override;
+  absl::Status Finish(int part) override;
+  void GiveUp() override;
 
   // Any thread. FailedPrecondition if an expert is missing and a shard has another model, else
   // Unavailable naming the expert and why each shard that is not up is not.
@@ -62,12 +66,27 @@ class GrpcExpertExchange final : public ExpertExchange {
 
  private:
   enum class Transport { kGrpc, kSharedMemory };
+  // A batch of one layer, from Start to Finish. Its pairs are indices into `order`; each is local,
+  // unassigned, in one outstanding dispatch, or answered.
+  struct LayerPart {
+    ExpertBatch batch;
+    std::vector<const BFloat16*>* expert_rows = nullptr;
+    PairOrder order;
+    std::vector<uint32_t> local_pairs;
+    std::vector<uint32_t> unassigned;
+    std::vector<size_t> assigned_pairs;              // per shard, to balance replicas
+    absl::Time assigned_at;                          // the last AssignPairs
+    absl::Time lost_since = absl::InfiniteFuture();  // its first loss
+    std::vector<TensorBytes> received;               // what expert_rows points into
+    std::vector<BFloat16> local_output;
+  };
   // A dispatch that is not fully answered.
   struct Outstanding {
+    LayerPart* part = nullptr;
     int shard_idx = 0;
     uint64_t path_id = 0;  // see ShardView
     Transport transport = Transport::kGrpc;
-    std::vector<uint32_t> pairs;  // indices into order_, rising
+    std::vector<uint32_t> pairs;  // of the part, rising
     size_t num_answered = 0;
     absl::Time sent;
   };
@@ -101,18 +120,23 @@ class GrpcExpertExchange final : public ExpertExchange {
   absl::Status MissingExpert(const Placement& placement, int layer, int expert,
                              absl::Duration waited) const;
 
-  // Steps of Run. Pairs are indices into order_; a pair is local, unassigned, in one outstanding
-  // dispatch, or answered.
-  void BeginLayer(const ExpertBatch& batch, std::vector<const BFloat16*>& expert_rows);
-  absl::Status RunLocalPairs();
+  // Steps of Start and Finish.
+  void BeginPart(LayerPart& part, const ExpertBatch& batch,
+                 std::vector<const BFloat16*>& expert_rows);
+  absl::Status RunLocalPairs(LayerPart& part);
+  // Sends the unassigned pairs of all parts to whoever holds their experts now.
   absl::Status AssignPairs();
-  int ChooseShard(int expert, absl::Time now);
+  absl::Status AssignPairsOf(LayerPart& part);
+  int ChooseShard(const LayerPart& part, int expert, absl::Time now);
   // What could not be sent stays unassigned.
-  void SendPairs(int shard_idx, const std::vector<uint32_t>& pairs);
+  void SendPairs(LayerPart& part, int shard_idx, const std::vector<uint32_t>& pairs);
   // `rows` are consecutive ones of SendPairs, `pairs` those that use them.
-  void SendFrame(int shard_idx, absl::Span<const uint32_t> rows, std::vector<uint32_t> pairs);
+  void SendFrame(LayerPart& part, int shard_idx, absl::Span<const uint32_t> rows,
+                 std::vector<uint32_t> pairs);
   // False if the way to the shard has just ended.
-  bool Transmit(int shard_idx, const v1::ExpertDispatch& header, absl::Span<const uint32_t> rows);
+  bool Transmit(const ExpertBatch& batch, int shard_idx, const v1::ExpertDispatch& header,
+                absl::Span<const uint32_t> rows);
+  bool IsComputed(const LayerPart& part) const;
   absl::Status WaitForNews();
   // Appends what came through shared memory to combines_; true if anything moved.
   bool PollLinks();
@@ -140,19 +164,9 @@ class GrpcExpertExchange final : public ExpertExchange {
   Placement placement_;
   uint64_t last_sequence_ = 0;
   std::vector<absl::Time> busy_until_;  // per shard: it refused a dispatch because it was full
-  // Of the layer being run:
-  ExpertBatch batch_;
-  std::vector<const BFloat16*>* expert_rows_ = nullptr;
-  PairOrder order_;
-  std::vector<uint32_t> local_pairs_;
-  std::vector<uint32_t> unassigned_;
-  absl::flat_hash_map<uint64_t, Outstanding> outstanding_;  // by sequence
-  std::vector<size_t> assigned_pairs_;                      // per shard, to balance replicas
-  std::vector<int64_t> row_idx_;                            // per row: its place in a shard's rows
-  absl::Time assigned_at_;                                  // the last AssignPairs
-  absl::Time lost_since_ = absl::InfiniteFuture();          // first loss of this layer
-  std::vector<TensorBytes> received_;                       // what expert_rows points into
-  std::vector<BFloat16> local_output_;
+  std::array<LayerPart, kParts> parts_;
+  absl::flat_hash_map<uint64_t, Outstanding> outstanding_;  // by sequence, of all parts
+  std::vector<int64_t> row_idx_;  // per row being sent: its place in a shard's rows
   std::vector<ShardCombine> combines_;
   std::vector<absl::Span<const uint8_t>> pieces_;  // the rows of the frame being sent
 };

@@ -20,16 +20,18 @@
 namespace {
 
 std::vector<conclave::FlagGroup> Groups() {
-  return {{"Model", {"--model"}},
-          {"Network", {"--listen", "--metrics_listen"}},
-          {"Experts", {"--shards", "--local_experts", "--shared_memory", "--shard_wait_seconds"}},
-          {"Compute",
-           {"--device", "--threads", "--cpu_isa", "--weight_dtype", "--cpus", "--numa_node",
-            "--load_format", "--gpu_memory_utilization"}},
-          {"Load",
-           {"--kv_cache_tokens", "--prefix_cache", "--max_running", "--max_waiting",
-            "--max_step_tokens", "--drain_seconds"}},
-          {"Logs", {"--log_level", "--log_format"}}};
+  return {
+      {"Model", {"--model"}},
+      {"Network", {"--listen", "--metrics_listen"}},
+      {"Experts",
+       {"--shards", "--local_experts", "--shared_memory", "--micro_batch", "--shard_wait_seconds"}},
+      {"Compute",
+       {"--device", "--threads", "--cpu_isa", "--weight_dtype", "--cpus", "--numa_node",
+        "--load_format", "--gpu_memory_utilization"}},
+      {"Load",
+       {"--kv_cache_tokens", "--prefix_cache", "--max_running", "--max_waiting",
+        "--max_step_tokens", "--drain_seconds"}},
+      {"Logs", {"--log_level", "--log_format"}}};
 }
 
 }  // namespace
@@ -103,6 +105,13 @@ int main(int argc, char** argv) {
   app.add_option("--shared_memory", shared_memory,
                  "auto: frames to shards of this host go through shared memory; off: all by gRPC")
       ->check(CLI::IsMember({"auto", "off"}))
+      ->capture_default_str();
+  app.add_option(
+         "--micro_batch", options.runtime.micro_batch,
+         "auto: a step is computed in two halves, attention of one while the experts of the "
+         "other are at the shards, where that was measured to be faster; off: never; on: "
+         "always")
+      ->check(CLI::IsMember({"auto", "off", "on"}))
       ->capture_default_str();
   app.add_option("--drain_seconds", drain_seconds, "How long SIGTERM lets accepted requests run")
       ->check(CLI::NonNegativeNumber)

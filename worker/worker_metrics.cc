@@ -42,6 +42,10 @@ WorkerMetrics::WorkerMetrics(Metrics& metrics)
       preemptions(metrics.Counter("conclave_worker_preemptions_total",
                                   "Sequences that gave their KV blocks back and were recomputed.")),
       steps(metrics.Counter("conclave_worker_steps_total", "Forward passes.")),
+      split_steps(metrics.Counter(
+          "conclave_worker_split_steps_total",
+          "Of the steps, those in two micro-batches: one's attention while the other's experts "
+          "were at the shards.")),
       running(metrics.Gauge("conclave_worker_running_sequences", "Sequences that hold KV blocks.")),
       waiting(metrics.Gauge("conclave_worker_waiting_sequences", "Sequences in the queue.")),
       kv_blocks_used(

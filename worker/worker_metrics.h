@@ -18,6 +18,7 @@ class WorkerMetrics {
   prometheus::Counter& forced_tokens;
   prometheus::Counter& preemptions;
   prometheus::Counter& steps;
+  prometheus::Counter& split_steps;
   prometheus::Gauge& running;
   prometheus::Gauge& waiting;
   prometheus::Gauge& kv_blocks_used;

@@ -55,6 +55,7 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> WorkerRuntime::Open(
     const WorkerRuntimeOptions& options) {
   auto runtime = std::unique_ptr<WorkerRuntime>(new WorkerRuntime(options));
   ASSIGN_OR_RETURN(const CpuIsa isa, ParseCpuIsa(options.cpu_isa));
+  RETURN_IF_ERROR(ParseMicroBatchMode(options.micro_batch).status());
   ASSIGN_OR_RETURN(runtime->config_, LoadQwen3Config(options.model_dir));
   const Qwen3Config& config = runtime->config_;
   ASSIGN_OR_RETURN(runtime->weight_dtype_, ChooseWeightDtype(options.weight_dtype, config));
@@ -101,6 +102,9 @@ absl::Status WorkerRuntime::CheckDevice() const {
   if (!options_.local_experts.empty() || (is_dummy() && !options_.shards.empty())) {
     return absl::InvalidArgumentError(
         "on a device, experts are all on it or all on --shards, and dummy ones on it");
+  }
+  if (options_.micro_batch == "on") {
+    return errors::OutOfRange("micro_batch on a device", options_.micro_batch, "auto or off");
   }
   if (options_.weight_dtype != "auto") {
     return errors::OutOfRange("weight_dtype on a device", options_.weight_dtype,
@@ -187,7 +191,9 @@ absl::StatusOr<int64_t> WorkerRuntime::LoadOnCpu(
   RETURN_IF_ERROR(LoadExperts(metrics, progress));
   const int64_t num_blocks = kv_tokens / limits::kKvBlockTokens;
   kv_cache_ = std::make_unique<KvCache>(config_, num_blocks);
-  decoder_ = std::make_unique<Decoder>(config_, weights_, *kv_cache_, device_, experts_.get());
+  ASSIGN_OR_RETURN(const MicroBatchMode micro_batch, ParseMicroBatchMode(options_.micro_batch));
+  decoder_ = std::make_unique<Decoder>(config_, weights_, *kv_cache_, device_, experts_.get(),
+                                       micro_batch);
   return num_blocks;
 }
 

@@ -45,7 +45,8 @@ struct WorkerRuntimeOptions {
   int max_step_tokens = limits::kDefaultMaxStepTokens;
   bool prefix_cache = true;
   absl::Duration shard_wait = limits::kDefaultShardWait;
-  bool shared_memory = true;  // with shards of this host that agree
+  bool shared_memory = true;         // with shards of this host that agree
+  std::string micro_batch = "auto";  // as ParseMicroBatchMode reads it
 };
 
 // Everything of a worker but its gRPC door: the loaded model, its experts and the engine, built

@@ -40,6 +40,7 @@ TEST(PlanProcessesTest, TiersComeBottomUpWithTheirFlags) {
   options.shards = 2;
   options.threads = 4;
   options.shared_memory = "off";
+  options.micro_batch = "on";
   options.host = "0.0.0.0";
   options.grpc_port = 1234;
   options.http_port = 1235;
@@ -68,6 +69,7 @@ TEST(PlanProcessesTest, TiersComeBottomUpWithTheirFlags) {
   EXPECT_EQ(worker.argv[0], "/bin/conclave-worker");
   EXPECT_EQ(Flag(worker, "--threads"), "2");
   EXPECT_EQ(Flag(worker, "--shared_memory"), "off");
+  EXPECT_EQ(Flag(worker, "--micro_batch"), "on");
   EXPECT_EQ(Flag(worker, "--weight_dtype"), "int8");
   EXPECT_EQ(Flag(worker, "--numa_node"), "0");
   EXPECT_EQ(Flag(worker, "--kv_cache_tokens"), "4096");
