@@ -26,4 +26,17 @@ struct LinearArgs {                 // arrays are row-major
 absl::Status Linear(const LinearArgs& args, const Device& device);
 absl::Status LinearReference(const LinearArgs& args);  // same contract, plain loops
 
+struct LinearSwiGluArgs {                      // arrays are row-major
+  const BFloat16* input = nullptr;             // [num_rows, in_features]
+  const PackedMatrix* gate_up_proj = nullptr;  // [2 * intermediate_size, in_features]: gate over up
+  BFloat16* output = nullptr;                  // out [num_rows, intermediate_size]
+  int64_t num_rows = 0;
+};
+
+// SwiGlu of what Linear gives, the same bits, without the FP32 rows in between: of 512 rows they
+// are tens of megabytes, which would leave the caches and come back. Errors: InvalidArgument (null
+// pointer, negative size, odd out_features).
+absl::Status LinearSwiGlu(const LinearSwiGluArgs& args, const Device& device);
+absl::Status LinearSwiGluReference(const LinearSwiGluArgs& args);
+
 }  // namespace conclave

@@ -98,6 +98,18 @@ absl::Status Validate(const LinearArgs& args) {
   return NotNull("output", args.output);
 }
 
+absl::Status Validate(const LinearSwiGluArgs& args) {
+  RETURN_IF_ERROR(AtLeast("num_rows", args.num_rows, 0));
+  RETURN_IF_ERROR(NotNull("gate_up_proj", args.gate_up_proj));
+  if (args.gate_up_proj->out_features() % 2 != 0) {
+    return errors::OutOfRange("gate_up_proj.out_features", args.gate_up_proj->out_features(),
+                              "even");
+  }
+  if (args.num_rows == 0) return absl::OkStatus();
+  RETURN_IF_ERROR(NotNull("input", args.input));
+  return NotNull("output", args.output);
+}
+
 absl::Status Validate(const RmsNormArgs& args) {
   RETURN_IF_ERROR(AtLeast("num_rows", args.num_rows, 0));
   RETURN_IF_ERROR(AtLeast("hidden_size", args.hidden_size, 1));

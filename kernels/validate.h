@@ -16,6 +16,7 @@
 namespace conclave {
 
 absl::Status Validate(const LinearArgs& args);
+absl::Status Validate(const LinearSwiGluArgs& args);
 absl::Status Validate(const RmsNormArgs& args);
 absl::Status Validate(const NormRopeArgs& args);
 absl::Status Validate(const AttentionArgs& args);

@@ -12,7 +12,6 @@
 #include "kernels/moe_gate.h"
 #include "kernels/norm_rope.h"
 #include "kernels/rms_norm.h"
-#include "kernels/swiglu.h"
 #include "worker/rope.h"
 
 namespace conclave {
@@ -157,19 +156,12 @@ absl::Status Decoder::AttentionLayer(const StepBatch& batch, const MicroBatch& m
 
 absl::Status Decoder::DenseMlp(const MicroBatch& micro, int layer) {
   const LayerWeights& weights = weights_.layers[layer];
-  const int64_t width = config_.intermediate_size;
-  gate_up_.resize(micro.num_rows * 2 * width);
-  RETURN_IF_ERROR(Linear({.input = HiddenOf(micro),
-                          .weight = &weights.gate_up_proj,
-                          .output = gate_up_.data(),
-                          .num_rows = micro.num_rows},
-                         device_));
-  intermediate_.resize(micro.num_rows * width);
-  RETURN_IF_ERROR(SwiGlu({.gate_up = gate_up_.data(),
-                          .output = intermediate_.data(),
-                          .num_rows = micro.num_rows,
-                          .intermediate_size = width},
-                         device_));
+  intermediate_.resize(micro.num_rows * config_.intermediate_size);
+  RETURN_IF_ERROR(LinearSwiGlu({.input = HiddenOf(micro),
+                                .gate_up_proj = &weights.gate_up_proj,
+                                .output = intermediate_.data(),
+                                .num_rows = micro.num_rows},
+                               device_));
   return Linear({.input = intermediate_.data(),
                  .weight = &weights.down_proj,
                  .output = ResidualOf(micro),

@@ -6,6 +6,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "common/aligned_vector.h"
 #include "common/bfloat16.h"
 #include "kernels/attention.h"
 #include "kernels/device.h"
@@ -116,10 +117,9 @@ class Decoder final : public StepDecoder {
   std::vector<BFloat16> hidden_states_;  // [num_tokens, hidden_size], normed
   std::vector<int32_t> topk_ids_;        // [num_tokens, num_experts_per_tok]
   std::vector<float> topk_weights_;      // [num_tokens, num_experts_per_tok]
-  std::vector<float> qkv_;               // [num_rows, (heads + 2 * kv_heads) * head_dim]
+  AlignedVector<float> qkv_;             // [num_rows, (heads + 2 * kv_heads) * head_dim]
   std::vector<BFloat16> q_;              // [num_rows, heads * head_dim]
   std::vector<BFloat16> attention_;      // [num_rows, heads * head_dim]
-  std::vector<float> gate_up_;           // [num_rows, 2 * intermediate_size]
   std::vector<BFloat16> intermediate_;   // [num_rows, intermediate_size]
   std::vector<float> gate_logits_;       // [num_rows, num_experts]
   std::vector<float> last_residual_;     // [num_logit_rows, hidden_size]

@@ -9,7 +9,7 @@ namespace {
 
 // Rows that share one pass over the panels: more on AMX, whose products are fast enough to wait for
 // the widening of FP8 and int4 otherwise.
-constexpr int kMaxBlockRows = 256;
+constexpr int kMaxBlockRows = 512;
 constexpr int kPlainBlockRows = 96;
 
 // Pairs of inputs of one pass: 4 panels of 2048

@@ -5,6 +5,7 @@
 
 #include "common/status_macros.h"
 #include "kernels/quantize.h"
+#include "kernels/swiglu.h"
 #include "kernels/validate.h"
 
 namespace conclave {
@@ -64,6 +65,19 @@ absl::Status LinearReference(const LinearArgs& args) {
     }
   }
   return absl::OkStatus();
+}
+
+absl::Status LinearSwiGluReference(const LinearSwiGluArgs& args) {
+  RETURN_IF_ERROR(Validate(args));
+  std::vector<float> gate_up(args.num_rows * args.gate_up_proj->out_features());
+  RETURN_IF_ERROR(LinearReference({.input = args.input,
+                                   .weight = args.gate_up_proj,
+                                   .output = gate_up.data(),
+                                   .num_rows = args.num_rows}));
+  return SwiGluReference({.gate_up = gate_up.data(),
+                          .output = args.output,
+                          .num_rows = args.num_rows,
+                          .intermediate_size = args.gate_up_proj->out_features() / 2});
 }
 
 }  // namespace conclave

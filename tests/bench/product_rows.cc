@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/aligned_vector.h"
 #include "common/check.h"
 #include "kernels/expert_ffn.h"
 #include "kernels/linear.h"
@@ -28,8 +29,16 @@ std::vector<BFloat16> RandomBf16(int64_t size) {
   return values;
 }
 
+// What becomes of a matrix's sums, as in the decoder.
+enum class Use { kStore, kAccumulate, kSwiGlu };
+
+struct Projection {
+  PackedMatrix weight;
+  Use use;
+};
+
 struct Layer {
-  std::vector<PackedMatrix> linears;   // in the order of their use
+  std::vector<Projection> linears;     // in the order of their use
   std::vector<ExpertWeights> experts;  // of an MoE layer
 };
 
@@ -45,11 +54,11 @@ class Model {
     scales_.assign(source_.size() / 128, 0.01f);
     for (int i = 0; i < shape.num_layers; ++i) {
       Layer layer;
-      layer.linears.push_back(Pack(q + 2 * kv, hidden));
-      layer.linears.push_back(Pack(hidden, q));
+      layer.linears.push_back({Pack(q + 2 * kv, hidden), Use::kStore});
+      layer.linears.push_back({Pack(hidden, q), Use::kAccumulate});
       if (shape.intermediate_size > 0) {
-        layer.linears.push_back(Pack(2 * shape.intermediate_size, hidden));
-        layer.linears.push_back(Pack(hidden, shape.intermediate_size));
+        layer.linears.push_back({Pack(2 * shape.intermediate_size, hidden), Use::kSwiGlu});
+        layer.linears.push_back({Pack(hidden, shape.intermediate_size), Use::kAccumulate});
       }
       for (int e = 0; shape.intermediate_size == 0 && e < num_experts; ++e) {
         layer.experts.push_back({.gate_up_proj = Pack(2 * kMoeIntermediate, hidden),
@@ -57,12 +66,12 @@ class Model {
       }
       layers.push_back(std::move(layer));
     }
-    if (shape.vocab_size > 0) lm_head = Pack(shape.vocab_size, hidden);
+    if (shape.vocab_size > 0) lm_head.weight = Pack(shape.vocab_size, hidden);
     source_ = {};
   }
 
   std::vector<Layer> layers;
-  PackedMatrix lm_head;
+  Projection lm_head{.weight = {}, .use = Use::kStore};
 
  private:
   PackedMatrix Pack(int64_t out, int64_t in) const {
@@ -86,11 +95,23 @@ class Runner {
  public:
   explicit Runner(const Device& device) : device_(device) {}
 
-  void Linear(const PackedMatrix& weight, int64_t rows) {
+  void Linear(const Projection& projection, int64_t rows) {
+    const PackedMatrix& weight = projection.weight;
     GrowTo(rows * std::max(weight.in_features(), weight.out_features()));
-    MustSucceed(conclave::Linear(
-        {.input = input_.data(), .weight = &weight, .output = output_.data(), .num_rows = rows},
-        device_));
+    if (projection.use == Use::kSwiGlu) {
+      MustSucceed(LinearSwiGlu({.input = input_.data(),
+                                .gate_up_proj = &weight,
+                                .output = bf16_output_.data(),
+                                .num_rows = rows},
+                               device_));
+    } else {
+      MustSucceed(conclave::Linear({.input = input_.data(),
+                                    .weight = &weight,
+                                    .output = output_.data(),
+                                    .num_rows = rows,
+                                    .accumulate = projection.use == Use::kAccumulate},
+                                   device_));
+    }
     bytes += static_cast<double>(weight.bytes());
     flops += 2.0 * static_cast<double>(rows * weight.in_features() * weight.out_features());
   }
@@ -122,11 +143,11 @@ class Runner {
     }
     flops += 6.0 * static_cast<double>(tokens * kTopK * hidden * kMoeIntermediate);
     GrowTo(tokens * kTopK * hidden);
-    expert_output_.resize(pair_rows_.size() * hidden);
+    bf16_output_.resize(pair_rows_.size() * hidden);
     MustSucceed(ExpertFfn({.hidden_states = input_.data(),
                            .pair_rows = pair_rows_,
                            .groups = groups_,
-                           .output = expert_output_.data(),
+                           .output = bf16_output_.data(),
                            .num_rows = tokens,
                            .hidden_size = hidden,
                            .moe_intermediate_size = kMoeIntermediate,
@@ -141,12 +162,13 @@ class Runner {
     if (static_cast<int64_t>(input_.size()) >= size) return;
     input_ = RandomBf16(size);
     output_.resize(size);
+    bf16_output_.resize(size);
   }
 
   const Device device_;
   std::mt19937 generator_{11};
-  std::vector<BFloat16> input_, expert_output_;
-  std::vector<float> output_;
+  std::vector<BFloat16> input_, bf16_output_;
+  AlignedVector<float> output_;
   std::vector<uint32_t> pair_rows_;
   std::vector<ExpertGroup> groups_;
   ExpertFfnWorkspace workspace_;
@@ -174,24 +196,25 @@ void ProductRows(Table& table, const Shape& shape, const Options& options, const
     Runner runner(device);
     auto layers = [&](int64_t rows, size_t num_layers) {
       for (size_t i = 0; i < std::min(num_layers, model.layers.size()); ++i) {
-        for (const PackedMatrix& weight : model.layers[i].linears) runner.Linear(weight, rows);
+        for (const Projection& each : model.layers[i].linears) runner.Linear(each, rows);
         if (!model.layers[i].experts.empty()) runner.Experts(model.layers[i], rows);
       }
     };
     for (const int64_t rows : {1, 16}) {
       Row(table, prefix + "decode step, rows " + std::to_string(rows), peak, runner, [&] {
         layers(rows, model.layers.size());
-        if (model.lm_head.bytes() > 0) runner.Linear(model.lm_head, rows);
+        if (model.lm_head.weight.bytes() > 0) runner.Linear(model.lm_head, rows);
       });
     }
     Row(table, prefix + "prefill of 2 layers, rows 512", peak, runner, [&] { layers(512, 2); });
-    for (const PackedMatrix& weight : model.layers[0].linears) {
+    for (const Projection& projection : model.layers[0].linears) {
+      const PackedMatrix& weight = projection.weight;
       for (const int64_t rows : {1, 512}) {
         Row(table,
             prefix + "[" + std::to_string(weight.out_features()) + ", " +
                 std::to_string(weight.in_features()) + "], rows " + std::to_string(rows),
             peak, runner, [&] {
-              const size_t at = &weight - model.layers[0].linears.data();
+              const size_t at = &projection - model.layers[0].linears.data();
               // Every layer in turn, so that the cache holds none of them.
               for (const Layer& layer : model.layers) {
                 runner.Linear(layer.linears[at], rows);

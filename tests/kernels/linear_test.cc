@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "common/aligned_vector.h"
+#include "kernels/swiglu.h"
 #include "tests/kernels/kernel_test_support.h"
 #include "tests/support/status_matchers.h"
 
@@ -174,11 +176,11 @@ TEST(LinearTest, Fp8GivesTheBitsOfTheWidenedMatrix) {
   }
 }
 
-// in_features 5000 is more than one pass over the inputs, 300 rows more than one block of rows.
+// in_features 5000 is more than one pass over the inputs, 530 rows more than one block of rows.
 TEST(LinearTest, ARowDoesNotDependOnBatchThreadsOrTile) {
   for (const WeightDtype dtype : kTestDtypes) {
-    for (const auto& [out, in] : {std::pair{40, 5000}, {528, 300}}) {
-      const Problem problem(300, out, in, 5, dtype);
+    for (const auto& [out, in] : {std::pair{24, 5000}, {528, 300}}) {
+      const Problem problem(530, out, in, 5, dtype);
       for (const CpuIsa isa : TestIsas()) {
         std::vector<float> alone;
         for (int64_t row = 0; row < problem.num_rows; ++row) {
@@ -188,8 +190,8 @@ TEST(LinearTest, ARowDoesNotDependOnBatchThreadsOrTile) {
         for (const int threads : {1, 3}) {
           ThreadPool pool(threads);
           const Device device{.isa = isa, .pool = &pool};
-          for (const int64_t rows : {2, 3, 5, 8, 17, 47, 96, 300}) {
-            const std::vector<float> batch = problem.Run(device, 300 - rows, rows);
+          for (const int64_t rows : {2, 3, 5, 8, 17, 47, 96, 530}) {
+            const std::vector<float> batch = problem.Run(device, 530 - rows, rows);
             EXPECT_TRUE(SameBits(batch, std::vector<float>(alone.end() - rows * out, alone.end())))
                 << Describe(isa, dtype, rows, out, in) << ", threads " << threads;
           }
@@ -197,6 +199,78 @@ TEST(LinearTest, ARowDoesNotDependOnBatchThreadsOrTile) {
       }
     }
   }
+}
+
+// 600 rows of 528 sums are more than a mebibyte, which go past the caches; added to zeros they do
+// not, and must be the same.
+TEST(LinearTest, RowsPastTheCachesAreTheSame) {
+  const int64_t rows = 600, out = 528, in = 64;
+  const Problem problem(rows, out, in, 8);
+  for (const CpuIsa isa : TestIsas()) {
+    ThreadPool pool(3);
+    AlignedVector<float> streamed(rows * out, 7.0f), added(rows * out, 0.0f);
+    LinearArgs args{.input = problem.input.data(),
+                    .weight = &problem.matrix,
+                    .output = streamed.data(),
+                    .num_rows = rows};
+    ASSERT_OK(Linear(args, {.isa = isa, .pool = &pool}));
+    args.output = added.data();
+    args.accumulate = true;
+    ASSERT_OK(Linear(args, {.isa = isa, .pool = &pool}));
+    EXPECT_TRUE(std::equal(streamed.begin(), streamed.end(), added.begin())) << CpuIsaName(isa);
+  }
+}
+
+// Half sizes of 24 and 1 put a gate's and an up's row into one panel.
+TEST(LinearSwiGluTest, IsSwiGluOfLinear) {
+  for (const WeightDtype dtype : kTestDtypes) {
+    for (const int64_t size : {1, 16, 24, 48, 208}) {
+      const Problem problem(70, 2 * size, 300, size, dtype);
+      for (const CpuIsa isa : TestIsas()) {
+        ThreadPool pool(3);
+        const Device device{.isa = isa, .pool = &pool};
+        for (const int64_t rows : {0, 1, 16, 70}) {
+          const std::vector<float> gate_up = problem.Run(device, 0, rows);
+          std::vector<BFloat16> expected(rows * size), actual(rows * size);
+          ASSERT_OK(SwiGlu({.gate_up = gate_up.data(),
+                            .output = expected.data(),
+                            .num_rows = rows,
+                            .intermediate_size = size},
+                           device));
+          ASSERT_OK(LinearSwiGlu({.input = problem.input.data(),
+                                  .gate_up_proj = &problem.matrix,
+                                  .output = actual.data(),
+                                  .num_rows = rows},
+                                 device));
+          for (int64_t i = 0; i < rows * size; ++i) {
+            ASSERT_EQ(actual[i].bits, expected[i].bits)
+                << Describe(isa, dtype, rows, 2 * size, 300) << " at " << i;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(LinearSwiGluTest, ReferenceHandWorked) {
+  // gate = 2, up = 3 for the input 1: silu(2) = 2 / (1 + e^-2) = 1.761594, times 3 is 5.284782,
+  // which rounds to 5.28125 in BF16.
+  const PackedMatrix matrix = Pack(ToBFloat16(std::vector<float>{2, 3}), 1);
+  const std::vector<BFloat16> input = ToBFloat16(std::vector<float>{1});
+  BFloat16 output;
+  ASSERT_OK(LinearSwiGluReference(
+      {.input = input.data(), .gate_up_proj = &matrix, .output = &output, .num_rows = 1}));
+  EXPECT_EQ(ToFloat(output), 5.28125f);
+}
+
+TEST(LinearSwiGluTest, RejectsOddMatrices) {
+  const PackedMatrix matrix = Pack(ToBFloat16(std::vector<float>{2, 3, 4}), 1);
+  BFloat16 value;
+  const LinearSwiGluArgs args{
+      .input = &value, .gate_up_proj = &matrix, .output = &value, .num_rows = 1};
+  EXPECT_THAT(LinearSwiGlu(args, {}),
+              StatusIs(kInvalid, HasSubstr("gate_up_proj.out_features is 3, want even")));
+  EXPECT_THAT(LinearSwiGlu({.num_rows = 1}, {}), StatusIs(kInvalid, HasSubstr("gate_up_proj")));
 }
 
 TEST(LinearTest, AccumulateAddsTheFinishedSum) {
