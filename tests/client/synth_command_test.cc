@@ -54,6 +54,17 @@ TEST_F(SynthCommandTest, ZeroLayersAreAll) {
   EXPECT_EQ(LoadQwen3Config(out_dir())->num_hidden_layers, 2);
 }
 
+TEST_F(SynthCommandTest, TakesTheShapeOfAConfigFile) {
+  Qwen3Config shape = TinyMoeConfig();
+  shape.num_experts = 6;
+  const std::string file = dir_.File("shape.json");
+  std::ofstream(file) << FormatQwen3Config(shape);
+  ASSERT_OK(Run(file, 0));
+  EXPECT_EQ(LoadQwen3Config(out_dir())->num_experts, 6);
+  std::ofstream(file) << "{}";
+  EXPECT_THAT(Run(file, 0), StatusIs(StatusCode::kInvalidArgument));
+}
+
 TEST_F(SynthCommandTest, RefusesWhatItCannotWrite) {
   EXPECT_THAT(Run("qwen9", 1), StatusIs(StatusCode::kNotFound, HasSubstr("qwen3-0.6b")));
   EXPECT_THAT(Run("tiny-moe", 3),
