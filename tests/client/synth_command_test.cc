@@ -11,6 +11,7 @@
 
 #include "model/qwen3_config.h"
 #include "model/safetensors.h"
+#include "model/synthetic.h"
 #include "model/synthetic_tokenizer.h"
 #include "model/weight_catalog.h"
 #include "tests/support/status_matchers.h"
