@@ -335,7 +335,8 @@ Command AddSynth(CLI::App* app) {
       "measurements.");
   synth
       ->add_option("--config", options->config_name,
-                   "Model whose shape to take, such as Qwen3-30B-A3B, or tiny-dense or tiny-moe")
+                   "Model whose shape to take, such as Qwen3-30B-A3B, or tiny-dense or tiny-moe, "
+                   "or a config.json")
       ->required();
   synth->add_option("--layers", options->num_layers, "Keep the first layers only; 0: all")
       ->check(CLI::NonNegativeNumber)

@@ -4,7 +4,9 @@
 #include <thread>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "client/input_files.h"
 #include "common/errors.h"
 #include "common/status_macros.h"
 #include "model/known_models.h"
@@ -19,6 +21,9 @@ absl::StatusOr<Qwen3Config> ConfigOf(const SynthOptions& options) {
     config = TinyDenseConfig();
   } else if (options.config_name == "tiny-moe") {
     config = TinyMoeConfig();
+  } else if (absl::EndsWith(options.config_name, ".json")) {
+    ASSIGN_OR_RETURN(const std::string json, ReadInput(options.config_name));
+    ASSIGN_OR_RETURN(config, ParseQwen3Config(json));
   } else {
     ASSIGN_OR_RETURN(config, KnownModel(options.config_name));
   }

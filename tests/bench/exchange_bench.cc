@@ -3,7 +3,6 @@
 
 #include <linux/futex.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -22,11 +21,9 @@
 
 #include "absl/time/clock.h"
 #include "common/check.h"
-#include "expert_shard/expert_service.h"
-#include "model/expert_placement.h"
 #include "model/fingerprint.h"
 #include "model/synthetic.h"
-#include "rpc/server_runner.h"
+#include "tests/bench/shard_child.h"
 #include "worker/grpc_expert_exchange.h"
 #include "worker/local_expert_exchange.h"
 
@@ -40,12 +37,6 @@ struct BenchOptions {
   int calls = 1000;
   int threads = 2;
 };
-
-template <typename T>
-T ValueOrDie(absl::StatusOr<T> value) {
-  CHECK(value.ok()) << value.status();
-  return *std::move(value);
-}
 
 // Experts so narrow that computing them takes a small part of the round trip.
 Qwen3Config BenchConfig(int hidden_size) {
@@ -68,55 +59,6 @@ Percentiles Time(int calls, const std::function<void()>& call) {
   }
   std::sort(times.begin(), times.end());
   return {times[times.size() / 2], times[times.size() * 99 / 100]};
-}
-
-// A child process that ends with this one. Forked before gRPC is used: it starts threads.
-class Child {
- public:
-  explicit Child(const std::function<void(int fd)>& body) {
-    int fds[2];
-    CHECK_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
-    fflush(stdout);
-    pid_ = fork();
-    CHECK_GE(pid_, 0);
-    if (pid_ == 0) {
-      prctl(PR_SET_PDEATHSIG, SIGKILL);
-      close(fds[0]);
-      body(fds[1]);
-      _exit(0);
-    }
-    close(fds[1]);
-    fd_ = fds[0];
-  }
-  ~Child() {
-    close(fd_);
-    kill(pid_, SIGKILL);
-    waitpid(pid_, nullptr, 0);
-  }
-  Child(const Child&) = delete;
-  int fd() const { return fd_; }
-
- private:
-  pid_t pid_ = 0;
-  int fd_ = -1;
-};
-
-void ReadAll(int fd, char* data, size_t bytes) {
-  while (bytes > 0) {
-    const ssize_t got = read(fd, data, bytes);
-    if (got <= 0) _exit(0);
-    data += got;
-    bytes -= static_cast<size_t>(got);
-  }
-}
-
-void WriteAll(int fd, const char* data, size_t bytes) {
-  while (bytes > 0) {
-    const ssize_t put = write(fd, data, bytes);
-    if (put <= 0) _exit(0);
-    data += put;
-    bytes -= static_cast<size_t>(put);
-  }
 }
 
 // `there` bytes to another process over a Unix socket, and `back` bytes back.
@@ -163,33 +105,6 @@ Percentiles FutexPingPong(int calls) {
     FutexWaitWhile(&words[16], turn);
     ++turn;
   });
-}
-
-// A whole shard; tells its address through `fd` and serves until it is killed.
-void RunShard(const std::string& model, const Qwen3Config& config, const BenchOptions& options,
-              int num_shards, int shard, int fd) {
-  const auto checkpoint = ValueOrDie(Checkpoint::Open(model));
-  ThreadPool pool(options.threads);
-  const std::vector<int> experts = ExpertsOfShard(config.num_experts, num_shards, shard);
-  const auto runner = ValueOrDie(ExpertRunner::Load(*checkpoint, config, experts,
-                                                    WeightDtype::kBf16, {DetectCpuIsa(), &pool}));
-  Metrics registry;
-  ShardMetrics metrics(&registry, config);
-  TokenBatcher batcher(runner.get(), &metrics);
-  ExpertService service(&metrics);
-  ServerOptions server_options;
-  server_options.listen = "127.0.0.1:0";
-  server_options.services = {&service};
-  server_options.traffic = Traffic::kTensors;
-  const auto server = ValueOrDie(ServerRunner::Start(server_options));
-  service.Activate(MakeShardDescription("bench", config,
-                                        ValueOrDie(Fingerprint(*checkpoint, config)), *runner, 1),
-                   DispatchRules(config, experts, 1), &batcher);
-  std::string address = server->address();
-  address.resize(64, '\0');
-  WriteAll(fd, address.data(), address.size());
-  char byte;
-  ReadAll(fd, &byte, 1);  // until the bench ends
 }
 
 struct Batch {
@@ -299,10 +214,8 @@ void RunBench(const BenchOptions& options) {
     std::vector<std::string> targets;
     for (int shard = 0; shard < num_shards; ++shard) {
       shards.push_back(std::make_unique<Child>(
-          [&](int fd) { RunShard(model, config, options, num_shards, shard, fd); }));
-      std::string address(64, '\0');
-      ReadAll(shards.back()->fd(), address.data(), address.size());
-      targets.push_back(address.c_str());
+          [&](int fd) { RunShard(model, config, options.threads, num_shards, shard, fd); }));
+      targets.push_back(ReadAddress(shards.back()->fd()));
     }
     const pid_t worker = fork();
     CHECK_GE(worker, 0);

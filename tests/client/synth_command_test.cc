@@ -11,6 +11,7 @@
 
 #include "model/qwen3_config.h"
 #include "model/safetensors.h"
+#include "model/synthetic.h"
 #include "model/synthetic_tokenizer.h"
 #include "model/weight_catalog.h"
 #include "tests/support/status_matchers.h"
@@ -52,6 +53,17 @@ TEST_F(SynthCommandTest, WritesACutModelAndReportsProgress) {
 TEST_F(SynthCommandTest, ZeroLayersAreAll) {
   ASSERT_OK(Run("tiny-dense", 0));
   EXPECT_EQ(LoadQwen3Config(out_dir())->num_hidden_layers, 2);
+}
+
+TEST_F(SynthCommandTest, TakesTheShapeOfAConfigFile) {
+  Qwen3Config shape = TinyMoeConfig();
+  shape.num_experts = 6;
+  const std::string file = dir_.File("shape.json");
+  std::ofstream(file) << FormatQwen3Config(shape);
+  ASSERT_OK(Run(file, 0));
+  EXPECT_EQ(LoadQwen3Config(out_dir())->num_experts, 6);
+  std::ofstream(file) << "{}";
+  EXPECT_THAT(Run(file, 0), StatusIs(StatusCode::kInvalidArgument));
 }
 
 TEST_F(SynthCommandTest, RefusesWhatItCannotWrite) {

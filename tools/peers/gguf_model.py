@@ -55,9 +55,26 @@ class Writer:
         self.writer.close()
 
 
+def add_vocabulary(writer, checkpoint, vocab_size):
+    """The checkpoint's own, for llama-server turns ids into text; ids it does not have are unused."""
+    tokenizer = json.loads((checkpoint / "tokenizer.json").read_text())
+    tokens = [f"[unused{i}]" for i in range(vocab_size)]
+    types = [gguf.TokenType.UNUSED] * vocab_size
+    for text, i in tokenizer["model"]["vocab"].items():
+        tokens[i], types[i] = text, gguf.TokenType.NORMAL
+    for added in tokenizer["added_tokens"]:
+        tokens[added["id"]], types[added["id"]] = added["content"], gguf.TokenType.CONTROL
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    merges = [m if isinstance(m, str) else " ".join(m) for m in tokenizer["model"]["merges"]]
+    writer.add_token_merges(merges or ["a b"])  # a file without any is refused
+    writer.add_eos_token_id(tokenizer["added_tokens"][0]["id"])
+
+
 def describe(writer, config):
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
     writer.add_context_length(4096)
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -81,6 +98,7 @@ def write_model(checkpoint: pathlib.Path, path: pathlib.Path, kind: str):
     experts = config.get("num_experts", 0)
     model = Writer(path, "qwen3moe" if experts else "qwen3", TYPES[kind])
     describe(model.writer, config)
+    add_vocabulary(model.writer, checkpoint, config["vocab_size"])
     hidden, head_dim = config["hidden_size"], config["head_dim"]
     q = config["num_attention_heads"] * head_dim
     kv = config["num_key_value_heads"] * head_dim
