@@ -130,6 +130,9 @@ inline constexpr absl::Duration kDescribeDeadline = absl::Seconds(5);
 inline constexpr absl::Duration kControlDeadline = absl::Seconds(5);
 // A shard that has not answered a dispatch after this is taken for lost.
 inline constexpr absl::Duration kDispatchTimeout = absl::Seconds(30);
+// Between two attempts at a link over NCCL that failed while its shard is well: a communicator costs
+// both ends about a second to set up, and the frames have another way meanwhile.
+inline constexpr absl::Duration kLinkRetryPause = absl::Seconds(5);
 // How long a layer waits for a lost shard to return before its requests fail.
 inline constexpr absl::Duration kDefaultShardWait = absl::Seconds(60);
 // Longer than openai-python keeps an idle connection (5 s), so that the client closes first.

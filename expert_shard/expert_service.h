@@ -10,7 +10,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
 #include "expert_shard/forward_stream.h"
-#include "expert_shard/shared_memory_stream.h"
+#include "expert_shard/link_stream.h"
 #include "model/qwen3_config.h"
 #include "proto/conclave/v1/expert_shard.grpc.pb.h"
 
@@ -54,6 +54,17 @@ class ExpertService final
     ShardParts parts;
   };
 
+  // Accepts a link if `allowed` is OK, or refuses it.
+  template <typename Offer, typename Answer>
+  grpc::ServerBidiReactor<Offer, Answer>* OpenLink(
+      const absl::Status& allowed, prometheus::Gauge* workers,
+      absl::StatusOr<std::unique_ptr<FrameLink>> (ExpertService::*accept)(const Offer& offer,
+                                                                          const Active& active,
+                                                                          Answer* answer));
+  absl::StatusOr<std::unique_ptr<FrameLink>> AcceptMemory(const v1::SharedMemoryOffer& offer,
+                                                          const Active& active,
+                                                          v1::SharedMemoryAnswer* answer);
+
   ShardMetrics* const metrics_;
   const bool shared_memory_;
   std::unique_ptr<const Active> owned_;         // written once, before active_
@@ -63,8 +74,7 @@ class ExpertService final
   absl::Mutex mutex_;
   int64_t next_stream_id_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::flat_hash_map<int64_t, std::shared_ptr<ForwardStream>> streams_ ABSL_GUARDED_BY(mutex_);
-  absl::flat_hash_map<int64_t, std::shared_ptr<SharedMemoryStream>> shared_memory_streams_
-      ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<int64_t, std::shared_ptr<LinkStream>> link_streams_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace conclave

@@ -19,45 +19,8 @@ constexpr absl::Duration kBusyPause = absl::Milliseconds(20);
 // Bytes of a dispatch's header for each pair: varints of a row below 2^21 and an expert below 2^14.
 constexpr size_t kHeaderBytesPerPair = 5;
 constexpr size_t kHeaderBytes = 64;
-// Values of the label "transport".
-constexpr char kGrpcName[] = "grpc";
-constexpr char kSharedMemoryName[] = "shared_memory";
 
 }  // namespace
-
-GrpcExpertExchange::ExchangeMetrics::ExchangeMetrics(Metrics* metrics, size_t num_shards)
-    : local_rows(metrics->Counter("conclave_worker_shard_rows_total",
-                                  "(row, expert) pairs by where they were computed",
-                                  {{"shard", "local"}})),
-      missing_experts(metrics->Gauge(
-          "conclave_worker_missing_experts",
-          "Experts of the model that no shard serves now: steps that need one wait")),
-      shards_with_other_model(
-          metrics->Gauge("conclave_worker_shards_with_other_model",
-                         "Shards not used because they loaded another checkpoint")) {
-  for (const Transport transport : {Transport::kGrpc, Transport::kSharedMemory}) {
-    const MetricLabels labels = {
-        {"transport", transport == Transport::kGrpc ? kGrpcName : kSharedMemoryName}};
-    OfTransport& mine = of(transport);
-    mine.dispatch_bytes = &metrics->Counter("conclave_worker_dispatch_bytes_total",
-                                            "Bytes of rows sent to shards", labels);
-    mine.combine_bytes = &metrics->Counter("conclave_worker_combine_bytes_total",
-                                           "Bytes of rows received from shards", labels);
-    mine.dispatch_seconds = &metrics->Histogram("conclave_worker_dispatch_seconds",
-                                                "From sending a dispatch to its whole answer",
-                                                LatencyBuckets(), labels);
-    mine.retries = &metrics->Counter("conclave_worker_dispatch_retries_total",
-                                     "Dispatches sent again after a loss", labels);
-  }
-  for (size_t shard = 0; shard < num_shards; ++shard) {
-    const MetricLabels labels = {{"shard", absl::StrCat(shard)}};  // its place in --shards
-    shard_up.push_back(&metrics->Gauge("conclave_worker_shard_up",
-                                       "1 while the shard serves this worker", labels));
-    shard_rows.push_back(&metrics->Counter("conclave_worker_shard_rows_total",
-                                           "(row, expert) pairs by where they were computed",
-                                           labels));
-  }
-}
 
 GrpcExpertExchange::GrpcExpertExchange(GrpcExpertExchangeOptions options,
                                        std::unique_ptr<ExpertRunner> local, Metrics* metrics)
@@ -161,7 +124,7 @@ std::vector<v1::ShardState> GrpcExpertExchange::Shards() {
     for (const int expert : view.experts) state.add_expert_ids(expert);
     state.set_rows_sent(connection->rows_sent.load());
     state.set_retries(connection->retries.load());
-    if (view.up) state.set_transport(view.link != nullptr ? kSharedMemoryName : kGrpcName);
+    if (view.up) state.set_transport(TransportName(view.transport()));
     states.push_back(std::move(state));
   }
   return states;
@@ -319,7 +282,7 @@ void GrpcExpertExchange::SendFrame(int shard_idx, absl::Span<const uint32_t> row
   Outstanding& dispatch = outstanding_[header.sequence()];
   dispatch.shard_idx = shard_idx;
   dispatch.path_id = view.path_id();
-  dispatch.transport = view.link != nullptr ? Transport::kSharedMemory : Transport::kGrpc;
+  dispatch.transport = view.transport();
   dispatch.pairs = std::move(pairs);
   dispatch.sent = sent;
   metrics_.of(dispatch.transport)

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -17,6 +16,7 @@
 #include "model/qwen3_config.h"
 #include "rpc/buffer_pool.h"
 #include "worker/exchange_inbox.h"
+#include "worker/exchange_metrics.h"
 #include "worker/expert_exchange.h"
 #include "worker/pair_order.h"
 #include "worker/shard_connection.h"
@@ -61,7 +61,6 @@ class GrpcExpertExchange final : public ExpertExchange {
   void Stop() override { inbox_.Stop(); }
 
  private:
-  enum class Transport { kGrpc, kSharedMemory };
   // A dispatch that is not fully answered.
   struct Outstanding {
     int shard_idx = 0;
@@ -77,23 +76,6 @@ class GrpcExpertExchange final : public ExpertExchange {
     std::vector<ShardView> shards;
     ExpertPlacement replicas;
   };
-  struct ExchangeMetrics {
-    ExchangeMetrics(Metrics* metrics, size_t num_shards);
-    struct OfTransport {
-      prometheus::Counter* dispatch_bytes = nullptr;
-      prometheus::Counter* combine_bytes = nullptr;
-      prometheus::Histogram* dispatch_seconds = nullptr;
-      prometheus::Counter* retries = nullptr;
-    };
-    OfTransport& of(Transport transport) { return transports[static_cast<size_t>(transport)]; }
-    std::array<OfTransport, 2> transports;
-    prometheus::Counter& local_rows;
-    prometheus::Gauge& missing_experts;
-    prometheus::Gauge& shards_with_other_model;
-    std::vector<prometheus::Gauge*> shard_up;
-    std::vector<prometheus::Counter*> shard_rows;
-  };
-
   Placement LookAtShards() const;
   bool IsLocal(int layer, int expert) const {
     return local_ != nullptr && local_->Holds(layer, expert);
