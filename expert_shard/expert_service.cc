@@ -8,6 +8,7 @@
 #include "common/log.h"
 #include "expert_shard/weight_loader.h"
 #include "rpc/grpc_status.h"
+#include "rpc/nccl_link.h"
 #include "rpc/shared_memory_link.h"
 
 namespace conclave {
@@ -149,6 +150,22 @@ absl::StatusOr<std::unique_ptr<FrameLink>> ExpertService::AcceptMemory(
     const v1::SharedMemoryOffer& offer, const Active& active, v1::SharedMemoryAnswer* answer) {
   TokenBatcher& batcher = *active.parts.batcher;
   return AcceptSharedMemory(offer, batcher.bell(), &batcher.pool(), answer);
+}
+
+grpc::ServerBidiReactor<v1::NcclOffer, v1::NcclAnswer>* ExpertService::OpenNccl(
+    grpc::CallbackServerContext* /*context*/) {
+  const absl::Status allowed = nccl_ != nullptr
+                                   ? absl::OkStatus()
+                                   : absl::FailedPreconditionError("the shard runs without NCCL");
+  return OpenLink(allowed, &metrics_->nccl_workers, &ExpertService::AcceptNcclOffer);
+}
+
+absl::StatusOr<std::unique_ptr<FrameLink>> ExpertService::AcceptNcclOffer(
+    const v1::NcclOffer& offer, const Active& active, v1::NcclAnswer* answer) {
+  const NcclPeers peers{active.description.model().fingerprint(),
+                        active.description.placement_epoch(),
+                        static_cast<int>(active.description.model().hidden_size())};
+  return AcceptNccl(offer, nccl_, peers, &active.parts.batcher->bell(), answer);
 }
 
 }  // namespace conclave

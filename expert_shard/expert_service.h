@@ -13,6 +13,7 @@
 #include "expert_shard/link_stream.h"
 #include "model/qwen3_config.h"
 #include "proto/conclave/v1/expert_shard.grpc.pb.h"
+#include "rpc/nccl_transport.h"
 
 namespace conclave {
 
@@ -25,12 +26,15 @@ v1::ShardDescription MakeShardDescription(const std::string& model_name, const Q
 // streams are refused with Unavailable.
 class ExpertService final
     : public v1::ExpertShard::WithRawCallbackMethod_Forward<
-          v1::ExpertShard::WithCallbackMethod_OpenSharedMemory<
-              v1::ExpertShard::WithCallbackMethod_Describe<v1::ExpertShard::Service>>> {
+          v1::ExpertShard::WithCallbackMethod_OpenNccl<
+              v1::ExpertShard::WithCallbackMethod_OpenSharedMemory<
+                  v1::ExpertShard::WithCallbackMethod_Describe<v1::ExpertShard::Service>>>> {
  public:
-  // `shared_memory`: whether workers of this host may send their dispatches that way.
-  explicit ExpertService(ShardMetrics* metrics, bool shared_memory = true)
-      : metrics_(metrics), shared_memory_(shared_memory) {}
+  // `shared_memory`: whether workers of this host may send their dispatches that way. `nccl`
+  // (borrowed; may be null): what they may send them by.
+  explicit ExpertService(ShardMetrics* metrics, bool shared_memory = true,
+                         NcclTransport* nccl = nullptr)
+      : metrics_(metrics), shared_memory_(shared_memory), nccl_(nccl) {}
   ~ExpertService() override;  // the server has stopped
 
   // The experts are loaded: serves them from now on. Call once; `batcher` outlives the server.
@@ -46,6 +50,8 @@ class ExpertService final
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Forward(
       grpc::CallbackServerContext* context) override;
   grpc::ServerBidiReactor<v1::SharedMemoryOffer, v1::SharedMemoryAnswer>* OpenSharedMemory(
+      grpc::CallbackServerContext* context) override;
+  grpc::ServerBidiReactor<v1::NcclOffer, v1::NcclAnswer>* OpenNccl(
       grpc::CallbackServerContext* context) override;
 
  private:
@@ -64,9 +70,13 @@ class ExpertService final
   absl::StatusOr<std::unique_ptr<FrameLink>> AcceptMemory(const v1::SharedMemoryOffer& offer,
                                                           const Active& active,
                                                           v1::SharedMemoryAnswer* answer);
+  absl::StatusOr<std::unique_ptr<FrameLink>> AcceptNcclOffer(const v1::NcclOffer& offer,
+                                                             const Active& active,
+                                                             v1::NcclAnswer* answer);
 
   ShardMetrics* const metrics_;
   const bool shared_memory_;
+  NcclTransport* const nccl_;
   std::unique_ptr<const Active> owned_;         // written once, before active_
   std::atomic<const Active*> active_{nullptr};  // null until the experts are loaded
   std::atomic<bool> draining_{false};

@@ -10,7 +10,7 @@
 
 #include "common/check.h"
 #include "kernels/cpu/dispatch.h"
-#include "kernels/fp8.h"
+#include "common/fp8.h"
 #include "kernels/quantize.h"
 
 namespace conclave {

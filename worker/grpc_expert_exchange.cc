@@ -38,6 +38,10 @@ GrpcExpertExchange::GrpcExpertExchange(GrpcExpertExchangeOptions options,
     connection.weight_dtype = options_.weight_dtype;
     connection.num_experts = options_.config.num_experts;
     connection.shared_memory = options_.shared_memory;
+    connection.nccl = options_.nccl;
+    connection.nccl_fp8_dispatches = options_.nccl_fp8_dispatches;
+    connection.hidden_size = options_.config.hidden_size;
+    connection.link_retry = options_.link_retry;
     connections_.push_back(
         std::make_unique<ShardConnection>(std::move(connection), &inbox_, &pool_));
   }

@@ -33,12 +33,18 @@ struct GrpcExpertExchangeOptions {
   absl::Duration dispatch_timeout = limits::kDispatchTimeout;
   // Frames go through shared memory where a shard is on this host and agrees.
   bool shared_memory = true;
+  // Tensors go by NCCL where a shard of this host agrees; null: never. Borrowed; it outlives the
+  // exchange.
+  NcclTransport* nccl = nullptr;
+  // Rows of dispatches by NCCL are FP8: half the bytes, and other results than by other ways.
+  bool nccl_fp8_dispatches = false;
+  absl::Duration link_retry = limits::kLinkRetryPause;
 };
 
-// Experts on shards over gRPC or, on one host, shared memory, besides those of a local runner. A
-// layer's pairs are split by expert; each expert's go to one of the shards that hold it; each row
-// goes to a shard once. What a lost shard has not answered is sent to another that holds the
-// expert, or waits for one.
+// Experts on shards over gRPC or, on one host, shared memory or NCCL, besides those of a local
+// runner. A layer's pairs are split by expert; each expert's go to one of the shards that hold it;
+// each row goes to a shard once. What a lost shard has not answered is sent to another that holds
+// the expert, or waits for one.
 class GrpcExpertExchange final : public ExpertExchange {
  public:
   // Starts to connect at once. `local` (may be null) runs the experts it holds; `metrics` is

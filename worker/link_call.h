@@ -35,7 +35,9 @@ class LinkCall {
 // The same for each kind of link: one offer out, one answer in, and the call lives until gRPC has
 // let go of it.
 template <typename Offer, typename Answer>
-class OfferCall : public grpc::ClientBidiReactor<Offer, Answer>, public LinkCall {
+class OfferCall : public grpc::ClientBidiReactor<Offer, Answer>,
+                  public LinkCall,
+                  public std::enable_shared_from_this<OfferCall<Offer, Answer>> {
  public:
   void Cancel(absl::Status reason) override {
     {
@@ -61,6 +63,9 @@ class OfferCall : public grpc::ClientBidiReactor<Offer, Answer>, public LinkCall
 
   // Opens the link, or begins to: it then calls Opened. Not OK: the call is of no use.
   virtual absl::Status OnAnswer(const Answer& answer) = 0;
+
+  // The call has ended: a link that is still being opened is of no use.
+  virtual void OnEnd() {}
 
   void Opened(std::shared_ptr<FrameLink> link) {
     absl::MutexLock lock(&events_mutex_);
@@ -89,6 +94,7 @@ class OfferCall : public grpc::ClientBidiReactor<Offer, Answer>, public LinkCall
       absl::MutexLock lock(&events_mutex_);
       ended_ = true;
     }
+    OnEnd();
     events_.on_end(std::move(reason));
     self_.reset();  // may delete this
   }

@@ -11,6 +11,7 @@
 #include "proto/conclave/v1/expert_shard.grpc.pb.h"
 #include "rpc/channel.h"
 #include "rpc/grpc_status.h"
+#include "worker/nccl_call.h"
 #include "worker/shared_memory_call.h"
 
 namespace conclave {
@@ -29,6 +30,9 @@ ShardConnection::ShardConnection(Options options, ExchangeInbox* inbox, BufferPo
       pool_(pool),
       channel_(MakeChannel(options_.target, Traffic::kTensors)) {
   view_.reason = absl::UnavailableError("not connected yet");
+  if (options_.nccl != nullptr) {
+    link_kinds_.push_back({Transport::kNccl, options_.link_retry, options_.link_retry});
+  }
   if (options_.shared_memory && inbox_->bell().is_shared()) {
     link_kinds_.push_back({Transport::kSharedMemory, absl::InfiniteDuration(), {}});
   }
@@ -95,7 +99,7 @@ void ShardConnection::DropLink(uint64_t link_id, const absl::Status& reason) {
     LOG_WARNING("the link to shard {} through {} is given up: {}", options_.target,
                 TransportName(link_.transport), reason.ToString());
     call = std::move(link_.call);
-    LinkFailed(link_.transport);
+    LinkFailed(link_);
     link_ = Link();
     view_.link = nullptr;
   }
@@ -129,7 +133,9 @@ void ShardConnection::TendLinks() {
         continue;
       }
       ++open_calls_;
-      opening_ = opening = {++last_path_id_, kind->transport, nullptr};
+      opening.id = ++last_path_id_;
+      opening.transport = kind->transport;
+      opening_ = opening;
     }
     const uint64_t id = opening.id;
     absl::StatusOr<std::shared_ptr<LinkCall>> call =
@@ -163,9 +169,14 @@ ShardConnection::LinkKind* ShardConnection::NextLink(absl::Time* look_again) {
   return nullptr;
 }
 
-absl::StatusOr<std::shared_ptr<LinkCall>> ShardConnection::StartLink(Transport /*transport*/,
+absl::StatusOr<std::shared_ptr<LinkCall>> ShardConnection::StartLink(Transport transport,
                                                                      LinkCall::Events events) {
-  return SharedMemoryCall::Start(channel_, inbox_->bell(), pool_, std::move(events));
+  if (transport == Transport::kSharedMemory) {
+    return SharedMemoryCall::Start(channel_, inbox_->bell(), pool_, std::move(events));
+  }
+  const NcclPeers peers{options_.fingerprint, view().placement_epoch, options_.hidden_size};
+  return NcclCall::Start(channel_, options_.nccl, peers, options_.nccl_fp8_dispatches,
+                         &inbox_->bell(), std::move(events));
 }
 
 void ShardConnection::OnLinkOpen(uint64_t id, std::shared_ptr<FrameLink> link) {
@@ -177,6 +188,7 @@ void ShardConnection::OnLinkOpen(uint64_t id, std::shared_ptr<FrameLink> link) {
     transport = opening_.transport;
     replaced = std::move(link_.call);
     link_ = std::exchange(opening_, Link());
+    link_.opened = absl::Now();
     view_.link = std::move(link);
     view_.link_id = id;
     view_.link_transport = transport;
@@ -195,7 +207,7 @@ void ShardConnection::OnLinkEnd(uint64_t id, const absl::Status& reason) {
       LOG_INFO("shard {} is not reached through {}: {}", options_.target,
                TransportName(link->transport), reason.ToString());
       if (link == &link_) view_.link = nullptr;
-      LinkFailed(link->transport);
+      LinkFailed(*link);
       *link = Link();
     }
   }
@@ -204,9 +216,11 @@ void ShardConnection::OnLinkEnd(uint64_t id, const absl::Status& reason) {
   --open_calls_;  // last: the destructor may go on from here
 }
 
-void ShardConnection::LinkFailed(Transport transport) {
+void ShardConnection::LinkFailed(const Link& link) {
   for (LinkKind& kind : link_kinds_) {
-    if (kind.transport != transport) continue;
+    if (kind.transport != link.transport) continue;
+    // One that lasted was well: its loss is a new one.
+    if (absl::Now() - link.opened > 16 * kind.first_pause) kind.next_pause = kind.first_pause;
     kind.not_before = absl::Now() + kind.next_pause;
     kind.next_pause = std::min(2 * kind.next_pause, 16 * kind.first_pause);
   }

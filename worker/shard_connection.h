@@ -19,6 +19,7 @@
 #include "proto/conclave/v1/expert_shard.pb.h"
 #include "rpc/buffer_pool.h"
 #include "rpc/frame_link.h"
+#include "rpc/nccl_transport.h"
 #include "worker/dispatch_stream.h"
 #include "worker/exchange_inbox.h"
 #include "worker/exchange_metrics.h"
@@ -60,6 +61,10 @@ class ShardConnection {
     std::string weight_dtype;  // of this worker, to say what differs
     int num_experts = 0;
     bool shared_memory = true;  // try it
+    // Try it with this; null: do not. Borrowed; it outlives the connection.
+    NcclTransport* nccl = nullptr;
+    bool nccl_fp8_dispatches = false;
+    int hidden_size = 0;
     // Until NCCL is tried again after it failed, twice as long each time up to 16 times this.
     absl::Duration link_retry = limits::kLinkRetryPause;
   };
@@ -99,6 +104,7 @@ class ShardConnection {
     uint64_t id = 0;  // 0: there is none
     Transport transport = Transport::kSharedMemory;
     std::shared_ptr<LinkCall> call;  // null until it was started
+    absl::Time opened = absl::InfiniteFuture();
   };
 
   void ThreadMain();
@@ -117,7 +123,7 @@ class ShardConnection {
   LinkCalls TakeLinks() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The best kind of link to open now, better than the one in use; or none, and when to look again.
   LinkKind* NextLink(absl::Time* look_again) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void LinkFailed(Transport transport) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void LinkFailed(const Link& link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool DownOrStopping() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return stopping_ || !view_.up;
   }

@@ -11,7 +11,7 @@
 
 #include "common/bfloat16.h"
 #include "kernels/device.h"
-#include "kernels/fp8.h"
+#include "common/fp8.h"
 #include "kernels/packed_matrix.h"
 
 namespace conclave {

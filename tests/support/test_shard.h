@@ -69,11 +69,11 @@ class TestShard {
  public:
   TestShard(TestModel& model, const std::vector<int>& experts, uint64_t epoch = 1,
             const std::string& listen = "127.0.0.1:0", bool shared_memory = true,
-            WeightDtype dtype = WeightDtype::kBf16)
+            WeightDtype dtype = WeightDtype::kBf16, NcclTransport* nccl = nullptr)
       : metrics_(&registry_, model.config()),
         runner_(model.LoadRunner(experts, dtype)),
         batcher_(runner_.get(), &metrics_),
-        service_(&metrics_, shared_memory) {
+        service_(&metrics_, shared_memory, nccl) {
     ServerOptions options;
     options.listen = listen;
     options.services = {&service_};
