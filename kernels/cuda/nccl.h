@@ -1,0 +1,14 @@
+#pragma once
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "common/nccl_api.h"
+
+namespace conclave::cuda {
+
+// NCCL on the GPU `device`. libnccl.so.2 is looked for now. FailedPrecondition: it is not there or
+// too old, or there is no such GPU.
+absl::StatusOr<std::unique_ptr<NcclApi>> OpenNccl(int device);
+
+}  // namespace conclave::cuda
