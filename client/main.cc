@@ -111,6 +111,10 @@ Command AddUp(CLI::App* app) {
         "--prefill_ahead", options->prefill_ahead,
         "Idle workers compute the beginning of a conversation's next prompt; true or false")
       ->capture_default_str();
+  up->add_option("--expert_transport", options->expert_transport,
+                 "How workers and shards exchange rows: auto, shared_memory or grpc")
+      ->check(CLI::IsMember({"auto", "shared_memory", "grpc"}))
+      ->capture_default_str();
   up->add_option("--shared_memory", options->shared_memory,
                  "auto: workers and shards exchange rows through shared memory; off: over gRPC")
       ->check(CLI::IsMember({"auto", "off"}))
@@ -154,7 +158,8 @@ Command AddUp(CLI::App* app) {
                 {"Network", {"--host", "--grpc_port", "--http_port"}},
                 {"Compute",
                  {"--threads", "--cpu_isa", "--weight_dtype", "--numa_nodes", "--kv_cache_tokens",
-                  "--max_running", "--prefix_cache", "--prefill_ahead", "--shared_memory"}},
+                  "--max_running", "--prefix_cache", "--prefill_ahead", "--expert_transport",
+                  "--shared_memory"}},
                 {"Logs", {"--log_dir", "--log_level", "--log_format"}}});
   return {up, [options] { return RunUp(*options); }};
 }

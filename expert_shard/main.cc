@@ -30,6 +30,12 @@
 #include "rpc/announce.h"
 #include "rpc/server_runner.h"
 #include "rpc/shutdown_signals.h"
+#include "rpc/transport_choice.h"
+
+#if defined(CONCLAVE_HAVE_NCCL)
+#include "kernels/cuda/nccl.h"
+#include "kernels/cuda/runtime.h"
+#endif
 
 namespace conclave {
 namespace {
@@ -46,7 +52,9 @@ struct ShardOptions {
   std::string log_level = "info";
   std::string log_format = "text";
   std::string cpu_isa = "auto";
+  std::string expert_transport = "auto";
   std::string shared_memory = "auto";
+  std::string nccl_device;
   std::string weight_dtype = "auto";
   CpuPlacementOptions placement;
   int threads = 0;
@@ -84,6 +92,14 @@ void AddFlags(CLI::App* app, ShardOptions* options) {
          "auto: workers of this host may send frames through shared memory; off: gRPC only")
       ->check(CLI::IsMember({"auto", "off"}))
       ->capture_default_str();
+  app->add_option("--expert_transport", options->expert_transport,
+                  "How workers of this host may send frames: auto (nccl with --nccl_device, "
+                  "shared_memory, grpc), nccl (the same, but do not start without it), "
+                  "shared_memory (no nccl), or grpc")
+      ->check(CLI::IsMember({"auto", "nccl", "shared_memory", "grpc"}))
+      ->capture_default_str();
+  app->add_option("--nccl_device", options->nccl_device,
+                  "GPU that frames over NCCL arrive at: cuda or cuda:N; none if not given");
   app->add_option("--log_level", options->log_level, "debug, info, warning or error")
       ->capture_default_str();
   app->add_option("--log_format", options->log_format, "text for people, json: one object a line")
@@ -91,13 +107,13 @@ void AddFlags(CLI::App* app, ShardOptions* options) {
 }
 
 std::vector<FlagGroup> Groups() {
-  return {
-      {"Model", {"--model", "--experts", "--shard_index", "--num_shards"}},
-      {"Network",
-       {"--listen", "--metrics_listen", "--shared_memory", "--tls_cert_file", "--tls_key_file"}},
-      {"Compute", {"--threads", "--cpu_isa", "--weight_dtype", "--cpus", "--numa_node"}},
-      {"Load", {"--drain_seconds"}},
-      {"Logs", {"--log_level", "--log_format"}}};
+  return {{"Model", {"--model", "--experts", "--shard_index", "--num_shards"}},
+          {"Network",
+           {"--listen", "--metrics_listen", "--expert_transport", "--shared_memory",
+            "--nccl_device", "--tls_cert_file", "--tls_key_file"}},
+          {"Compute", {"--threads", "--cpu_isa", "--weight_dtype", "--cpus", "--numa_node"}},
+          {"Load", {"--drain_seconds"}},
+          {"Logs", {"--log_level", "--log_format"}}};
 }
 
 bool ByIndex(const ShardOptions& options) {
@@ -128,7 +144,8 @@ std::vector<absl::Status> CheckFlags(const ShardOptions& options) {
       InitLog("expert-shard", options.log_level, options.log_format),
       ForFlag("--listen", CheckListenAddress(options.listen)),
       ForFlag("--metrics_listen", ParseHostPort(options.metrics_listen).status()),
-      ForFlag("--cpu_isa", ParseCpuIsa(options.cpu_isa).status())};
+      ForFlag("--cpu_isa", ParseCpuIsa(options.cpu_isa).status()),
+      ChooseTransports(options.expert_transport, options.shared_memory).status()};
   if (ByIndex(options) == !options.experts.empty()) {
     found.push_back(
         absl::InvalidArgumentError("want either --experts or both --shard_index and --num_shards"));
@@ -184,6 +201,17 @@ absl::StatusOr<std::unique_ptr<ExpertRunner>> LoadRunner(const ShardOptions& opt
   return ExpertRunner::Load(*checkpoint, config, experts, dtype, device, LogProgress(signals));
 }
 
+// The GPU that --nccl_device names.
+absl::StatusOr<std::unique_ptr<NcclApi>> OpenNcclDevice(const std::string& device) {
+  if (device.empty()) return absl::FailedPreconditionError("NCCL needs --nccl_device");
+#if defined(CONCLAVE_HAVE_NCCL)
+  ASSIGN_OR_RETURN(const int ordinal, cuda::ParseCudaDevice(device));
+  return cuda::OpenNccl(ordinal);
+#else
+  return absl::FailedPreconditionError("this program was built without NCCL");
+#endif
+}
+
 absl::Status Run(const ShardOptions& options) {
   ASSIGN_OR_RETURN(const std::vector<int> cpus, PlaceProcess(options.placement));
   ShutdownSignals signals;
@@ -201,10 +229,15 @@ absl::Status Run(const ShardOptions& options) {
   ShardMetrics shard_metrics(&metrics, config);
   ASSIGN_OR_RETURN(const HostPort metrics_listen, ParseHostPort(options.metrics_listen));
   ASSIGN_OR_RETURN(const int metrics_port, metrics.Serve(metrics_listen.host, metrics_listen.port));
+  ASSIGN_OR_RETURN(const TransportChoice transports,
+                   ChooseTransports(options.expert_transport, options.shared_memory));
+  ASSIGN_OR_RETURN(const std::unique_ptr<NcclTransport> nccl,
+                   OpenNcclTransport(transports.nccl,
+                                     [&options] { return OpenNcclDevice(options.nccl_device); }));
   std::unique_ptr<ExpertRunner> runner;
   std::unique_ptr<TokenBatcher> batcher;
   // After what it uses, before the server that calls it.
-  ExpertService service(&shard_metrics, options.shared_memory == "auto");
+  ExpertService service(&shard_metrics, transports.shared_memory, nccl.get());
   ServerOptions server_options;
   server_options.listen = options.listen;
   server_options.services = {&service};

@@ -171,7 +171,12 @@ absl::Status WorkerRuntime::LoadExperts(Metrics& metrics,
   exchange.weight_dtype = model_.weight_dtype();
   exchange.config = config_;
   exchange.shard_wait = options_.shard_wait;
-  exchange.shared_memory = options_.shared_memory;
+  std::function<absl::StatusOr<std::unique_ptr<NcclApi>>()> open_nccl;
+  if (options_.open_nccl) open_nccl = [this] { return options_.open_nccl(options_.device); };
+  ASSIGN_OR_RETURN(nccl_, OpenNcclTransport(options_.transports.nccl, open_nccl));
+  exchange.shared_memory = options_.transports.shared_memory;
+  exchange.nccl = nccl_.get();
+  exchange.nccl_fp8_dispatches = options_.nccl_fp8_dispatches;
   experts_ = std::make_unique<GrpcExpertExchange>(std::move(exchange), std::move(local), &metrics);
   return absl::OkStatus();
 }

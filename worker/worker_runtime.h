@@ -16,6 +16,7 @@
 #include "model/qwen3_config.h"
 #include "model/safetensors.h"
 #include "proto/conclave/v1/model.pb.h"
+#include "rpc/transport_choice.h"
 #include "text/vocabulary.h"
 #include "worker/decoder.h"
 #include "worker/device_decoder.h"
@@ -45,7 +46,10 @@ struct WorkerRuntimeOptions {
   int max_step_tokens = limits::kDefaultMaxStepTokens;
   bool prefix_cache = true;
   absl::Duration shard_wait = limits::kDefaultShardWait;
-  bool shared_memory = true;  // with shards of this host that agree
+  TransportChoice transports;  // with shards of this host that agree
+  // NCCL of the GPU that `device` names; empty: this build has none.
+  std::function<absl::StatusOr<std::unique_ptr<NcclApi>>(const std::string& device)> open_nccl;
+  bool nccl_fp8_dispatches = false;
 };
 
 // Everything of a worker but its gRPC door: the loaded model, its experts and the engine, built
@@ -100,6 +104,7 @@ class WorkerRuntime {
   Device device_;
   WorkerWeights weights_;
   std::unique_ptr<KvCache> kv_cache_;
+  std::unique_ptr<NcclTransport> nccl_;  // null: not used
   std::unique_ptr<ExpertExchange> experts_;
   std::unique_ptr<StepDecoder> decoder_;
   std::unique_ptr<WorkerMetrics> metrics_;

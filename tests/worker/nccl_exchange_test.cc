@@ -10,7 +10,7 @@
 #include "rpc/nccl_link.h"
 #include "tests/support/exchange_step.h"
 #include "tests/support/fake_nccl.h"
-#include "tests/support/scripted_shard.h"
+#include "tests/support/test_worker.h"
 #include "worker/grpc_expert_exchange.h"
 
 namespace conclave {
@@ -293,6 +293,54 @@ TEST_F(NcclExchangeTest, Fp8RowsAreCloseToBf16) {
   }
   // Each input is within 1/16 of itself; three products in a row at most triple that.
   EXPECT_LT(std::sqrt(error / norm), 3.0 / 16);
+}
+
+// A whole worker: greedy tokens of several requests at once, with NCCL failing on the way.
+TEST_F(NcclExchangeTest, TokensAreThoseOfAWorkerWithItsExpertsInProcess) {
+  std::vector<v1::TokenRequest> requests;
+  for (int i = 0; i < 6; ++i) {
+    requests.push_back(MakeRequest(absl::StrCat("request-", i), 3 + 17 * i, 24));
+  }
+  std::vector<std::vector<uint32_t>> expected;
+  {
+    TestWorker in_process(SmallWorker(model_->dir()));
+    for (const v1::TokenRequest& request : requests) expected.push_back(in_process.Run(request));
+  }
+  const auto a_nccl = Transport(), b_nccl = Transport();
+  const auto a = Shard({0, 1, 2, 3}, a_nccl.get()), b = Shard({4, 5, 6, 7}, b_nccl.get());
+  WorkerRuntimeOptions options = SmallWorker(model_->dir());
+  options.shards = {a->target(), b->target()};
+  options.transports.nccl = TransportChoice::Nccl::kRequired;
+  options.open_nccl = [this](const std::string&) -> absl::StatusOr<std::unique_ptr<NcclApi>> {
+    return std::make_unique<FakeNccl>(&fabric_);
+  };
+  TestWorker worker(options);
+  const auto by_nccl = [&] {
+    for (const v1::ShardState& shard : worker.runtime().experts()->Shards()) {
+      if (shard.transport() != "nccl") return false;
+    }
+    return true;
+  };
+  for (const bool fails : {false, true}) {
+    ASSERT_TRUE(Await(by_nccl));
+    if (fails) fabric_.FailAfter(200);
+    std::vector<std::shared_ptr<CollectingSink>> sinks;
+    for (const v1::TokenRequest& request : requests) sinks.push_back(worker.Submit(request));
+    for (size_t i = 0; i < sinks.size(); ++i) {
+      EXPECT_OK(sinks[i]->Wait());
+      EXPECT_EQ(sinks[i]->ids(), expected[i]) << i << (fails ? " with a failure" : "");
+    }
+  }
+  EXPECT_GT(fabric_.transfers(), 200) << "the failure came on the way";
+}
+
+TEST_F(NcclExchangeTest, AWorkerThatMustHaveNcclDoesNotStartWithoutIt) {
+  WorkerRuntimeOptions options = SmallWorker(model_->dir());
+  options.shards = {"127.0.0.1:1"};
+  options.transports.nccl = TransportChoice::Nccl::kRequired;
+  ASSERT_OK_AND_ASSIGN(const auto runtime, WorkerRuntime::Open(options));
+  EXPECT_THAT(runtime->Load(metrics_, [](absl::string_view) {}),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("without NCCL")));
 }
 
 }  // namespace
