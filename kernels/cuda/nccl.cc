@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "common/status_macros.h"
 #include "kernels/cuda/nccl_library.cuh"
 #include "kernels/cuda/runtime.h"
@@ -19,6 +20,14 @@ namespace {
 // A pair's transfers are small and share the GPU with the model: at most so many thread blocks, of
 // the 78 to 132 multiprocessors of the GPUs meant. To be measured.
 constexpr int kMaxThreadBlocks = 4;
+
+// Of each call that gives a GPU work: NCCL does not want the communicators of one GPU to be given
+// it by several threads at once, and each link has its own. Not held while aborting, which may take
+// long and must hold up no other link.
+absl::Mutex& LaunchMutex() {
+  static absl::Mutex& mutex = *new absl::Mutex;
+  return mutex;
+}
 
 absl::Status CudaStatus(cudaError_t error, absl::string_view call) {
   if (error == cudaSuccess) return absl::OkStatus();
@@ -56,6 +65,7 @@ class Comm final : public NcclComm {
     config.blocking = 0;
     config.minCTAs = 1;
     config.maxCTAs = kMaxThreadBlocks;
+    absl::MutexLock lock(&LaunchMutex());
     return nccl_.ToStatus(nccl_.CommInitRankConfig(&comm_, 2, id, rank, &config),
                           "ncclCommInitRankConfig", nullptr);
   }
@@ -76,6 +86,7 @@ class Comm final : public NcclComm {
 
   absl::Status Send(const NcclBuffer& buffer, size_t bytes) override {
     const auto& mine = static_cast<const Buffer&>(buffer);
+    absl::MutexLock lock(&LaunchMutex());
     RETURN_IF_ERROR(CopyToDevice(mine.device(), mine.host(), bytes, stream_));
     RETURN_IF_ERROR(
         nccl_.ToStatus(nccl_.Send(mine.device(), bytes, ncclUint8, peer_, comm_, CudaStream()),
@@ -87,6 +98,7 @@ class Comm final : public NcclComm {
 
   absl::Status Receive(const NcclBuffer& buffer, size_t bytes) override {
     const auto& mine = static_cast<const Buffer&>(buffer);
+    absl::MutexLock lock(&LaunchMutex());
     RETURN_IF_ERROR(
         nccl_.ToStatus(nccl_.Recv(mine.device(), bytes, ncclUint8, peer_, comm_, CudaStream()),
                        "ncclRecv", comm_));
