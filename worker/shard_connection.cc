@@ -99,7 +99,7 @@ void ShardConnection::DropLink(uint64_t link_id, const absl::Status& reason) {
     LOG_WARNING("the link to shard {} through {} is given up: {}", options_.target,
                 TransportName(link_.transport), reason.ToString());
     call = std::move(link_.call);
-    LinkFailed(link_);
+    LinkFailed(link_, reason);
     link_ = Link();
     view_.link = nullptr;
   }
@@ -207,7 +207,7 @@ void ShardConnection::OnLinkEnd(uint64_t id, const absl::Status& reason) {
       LOG_INFO("shard {} is not reached through {}: {}", options_.target,
                TransportName(link->transport), reason.ToString());
       if (link == &link_) view_.link = nullptr;
-      LinkFailed(*link);
+      LinkFailed(*link, reason);
       *link = Link();
     }
   }
@@ -216,12 +216,14 @@ void ShardConnection::OnLinkEnd(uint64_t id, const absl::Status& reason) {
   --open_calls_;  // last: the destructor may go on from here
 }
 
-void ShardConnection::LinkFailed(const Link& link) {
+void ShardConnection::LinkFailed(const Link& link, const absl::Status& reason) {
   for (LinkKind& kind : link_kinds_) {
     if (kind.transport != link.transport) continue;
     // One that lasted was well: its loss is a new one.
     if (absl::Now() - link.opened > 16 * kind.first_pause) kind.next_pause = kind.first_pause;
-    kind.not_before = absl::Now() + kind.next_pause;
+    // It would refuse it again: it has no GPU, or another NCCL.
+    const bool refused = absl::IsFailedPrecondition(reason) || absl::IsUnimplemented(reason);
+    kind.not_before = refused ? absl::InfiniteFuture() : absl::Now() + kind.next_pause;
     kind.next_pause = std::min(2 * kind.next_pause, 16 * kind.first_pause);
   }
   links_changed_ = true;

@@ -50,8 +50,8 @@ struct ShardView {
 // One shard: a channel, what Describe said, one open stream, and the best link that both want. A
 // thread asks and opens again, with a growing pause, whenever the stream has ended. A link through
 // shared memory that ends alone is not made again while the stream goes on; one over NCCL is tried
-// again after a growing pause, and frames go by the next best way until then. Every change of the
-// view is told to the inbox after it happened.
+// again after a growing pause, unless the shard refused it, and frames go by the next best way
+// until then. Every change of the view is told to the inbox after it happened.
 class ShardConnection {
  public:
   struct Options {
@@ -123,7 +123,8 @@ class ShardConnection {
   LinkCalls TakeLinks() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The best kind of link to open now, better than the one in use; or none, and when to look again.
   LinkKind* NextLink(absl::Time* look_again) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void LinkFailed(const Link& link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void LinkFailed(const Link& link, const absl::Status& reason)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool DownOrStopping() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return stopping_ || !view_.up;
   }
