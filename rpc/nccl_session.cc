@@ -145,8 +145,8 @@ absl::Status NcclSession::SetUp() {
     ASSIGN_OR_RETURN(
         std::unique_ptr<NcclComm> comm,
         transport_->api().Join(dispatches ? terms_.dispatch_id : terms_.combine_id, terms_.rank));
-    (dispatches == (terms_.rank == 0) ? out_ : in_)
-        .emplace(std::move(comm), std::move(buffers), timeout);
+    (dispatches == (terms_.rank == 0) ? out_ : in_) =
+        std::make_unique<NcclLane>(std::move(comm), std::move(buffers), timeout);
   }
   if (terms_.rank == 0) Hello();
   return absl::OkStatus();

@@ -70,8 +70,8 @@ class NcclSession {
   NcclLink::OnReady on_ready_;  // null once called
   absl::Time set_up_by_;
   bool is_ready_ = false;
-  std::optional<NcclLane> out_;
-  std::optional<NcclLane> in_;
+  std::unique_ptr<NcclLane> out_;
+  std::unique_ptr<NcclLane> in_;
   std::optional<Frame> sending_;
   std::deque<Frame> incoming_;
   // Costs of frames since the start.
