@@ -19,6 +19,7 @@
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/status_macros.h"
+#include "expert_shard/device_experts.h"
 #include "expert_shard/expert_service.h"
 #include "expert_shard/weight_loader.h"
 #include "kernels/device.h"
@@ -30,6 +31,10 @@
 #include "rpc/announce.h"
 #include "rpc/server_runner.h"
 #include "rpc/shutdown_signals.h"
+
+#if defined(CONCLAVE_HAVE_CUDA)
+#include "expert_shard/cuda/open_cuda_experts.h"
+#endif
 
 namespace conclave {
 namespace {
@@ -48,6 +53,9 @@ struct ShardOptions {
   std::string cpu_isa = "auto";
   std::string shared_memory = "auto";
   std::string weight_dtype = "auto";
+  std::string device = "cpu";
+  std::string load_format = "auto";
+  double gpu_memory_utilization = 0.9;
   CpuPlacementOptions placement;
   int threads = 0;
   double drain_seconds = absl::ToDoubleSeconds(limits::kDefaultDrainDeadline);
@@ -73,6 +81,15 @@ void AddFlags(CLI::App* app, ShardOptions* options) {
                   "How weights are kept: auto (as in the checkpoint), bf16, int8 or int4; the same "
                   "as the workers'")
       ->capture_default_str();
+  app->add_option("--device", options->device,
+                  "Where experts run: cpu, cuda or cuda:N (the N-th GPU)")
+      ->capture_default_str();
+  app->add_option("--load_format", options->load_format,
+                  "auto: the checkpoint; dummy: made-up weights of config.json's shapes, on a GPU")
+      ->capture_default_str();
+  app->add_option("--gpu_memory_utilization", options->gpu_memory_utilization,
+                  "Share of the GPU's memory for weights and workspace")
+      ->capture_default_str();
   app->add_option("--cpus", options->placement.cpus, "CPUs to run on, as 0-15,32-47");
   app->add_option("--numa_node", options->placement.numa_node,
                   "NUMA node whose CPUs and memory to use");
@@ -95,7 +112,9 @@ std::vector<FlagGroup> Groups() {
       {"Model", {"--model", "--experts", "--shard_index", "--num_shards"}},
       {"Network",
        {"--listen", "--metrics_listen", "--shared_memory", "--tls_cert_file", "--tls_key_file"}},
-      {"Compute", {"--threads", "--cpu_isa", "--weight_dtype", "--cpus", "--numa_node"}},
+      {"Compute",
+       {"--device", "--threads", "--cpu_isa", "--weight_dtype", "--cpus", "--numa_node",
+        "--load_format", "--gpu_memory_utilization"}},
       {"Load", {"--drain_seconds"}},
       {"Logs", {"--log_level", "--log_format"}}};
 }
@@ -122,6 +141,27 @@ absl::StatusOr<std::vector<int>> ChooseExperts(const ShardOptions& options,
   return ExpertsOfShard(config.num_experts, options.num_shards, options.shard_index);
 }
 
+absl::Status CheckDeviceFlags(const ShardOptions& options) {
+  if (options.load_format != "auto" && options.load_format != "dummy") {
+    return errors::OutOfRange("--load_format", options.load_format, "auto or dummy");
+  }
+  if (!(options.gpu_memory_utilization > 0 && options.gpu_memory_utilization <= 1)) {
+    return errors::OutOfRange("--gpu_memory_utilization", options.gpu_memory_utilization,
+                              "above 0, at most 1");
+  }
+  if (options.device == "cpu") {
+    if (options.load_format == "auto") return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        "--load_format is dummy, which needs --device=cuda; for the CPU, `conclave synth` writes a "
+        "checkpoint of made-up weights");
+  }
+  if (options.weight_dtype != "auto") {
+    return errors::OutOfRange("--weight_dtype on a device", options.weight_dtype,
+                              "auto: as in the checkpoint");
+  }
+  return absl::OkStatus();
+}
+
 // What can be said of the flags before the model is read.
 std::vector<absl::Status> CheckFlags(const ShardOptions& options) {
   std::vector<absl::Status> found = {
@@ -139,6 +179,7 @@ std::vector<absl::Status> CheckFlags(const ShardOptions& options) {
   if (!(options.drain_seconds >= 0 && options.drain_seconds <= 3600)) {
     found.push_back(errors::OutOfRange("--drain_seconds", options.drain_seconds, "0..3600"));
   }
+  found.push_back(CheckDeviceFlags(options));
   return found;
 }
 
@@ -172,19 +213,37 @@ LoadProgress LogProgress(const ShutdownSignals& signals) {
   };
 }
 
-absl::StatusOr<std::unique_ptr<ExpertRunner>> LoadRunner(const ShardOptions& options,
-                                                         const Qwen3Config& config,
-                                                         const std::vector<int>& experts,
-                                                         WeightDtype dtype, const Device& device,
-                                                         const ShutdownSignals& signals,
-                                                         std::string* fingerprint) {
-  RETURN_IF_ERROR(CheckMemory(config, experts.size(), dtype));
-  ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(options.model));
-  ASSIGN_OR_RETURN(*fingerprint, Fingerprint(*checkpoint, config));
+absl::StatusOr<std::unique_ptr<ExpertRunner>> LoadRunner(
+    const ShardOptions& options, const Qwen3Config& config, const std::vector<int>& experts,
+    WeightDtype dtype, const Device& device, const OpenDeviceExperts& open_device,
+    const ShutdownSignals& signals, std::string* fingerprint) {
+  const bool on_cpu = options.device == "cpu";
+  if (!on_cpu && !open_device) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("device is \"", options.device,
+                     "\", this build runs on \"cpu\" alone: build with a CUDA toolkit "
+                     "(-DCONCLAVE_CUDA=ON)"));
+  }
+  if (on_cpu) RETURN_IF_ERROR(CheckMemory(config, experts.size(), dtype));
+  std::unique_ptr<Checkpoint> checkpoint;
+  *fingerprint = DummyFingerprint(config);
+  if (options.load_format != "dummy") {
+    ASSIGN_OR_RETURN(checkpoint, Checkpoint::Open(options.model));
+    ASSIGN_OR_RETURN(*fingerprint, Fingerprint(*checkpoint, config));
+  }
+  if (!on_cpu) {
+    return open_device({.device = options.device,
+                        .config = &config,
+                        .checkpoint = checkpoint.get(),
+                        .expert_ids = experts,
+                        .memory_utilization = options.gpu_memory_utilization,
+                        .say = [](absl::string_view text) { LOG_INFO("{}", std::string(text)); },
+                        .progress = LogProgress(signals)});
+  }
   return ExpertRunner::Load(*checkpoint, config, experts, dtype, device, LogProgress(signals));
 }
 
-absl::Status Run(const ShardOptions& options) {
+absl::Status Run(const ShardOptions& options, const OpenDeviceExperts& open_device) {
   ASSIGN_OR_RETURN(const std::vector<int> cpus, PlaceProcess(options.placement));
   ShutdownSignals signals;
   ASSIGN_OR_RETURN(const CpuIsa isa, ParseCpuIsa(options.cpu_isa));
@@ -216,8 +275,8 @@ absl::Status Run(const ShardOptions& options) {
                   {"metrics", FormatHostPort(metrics_listen.host, metrics_port)}});
 
   std::string fingerprint;
-  absl::StatusOr<std::unique_ptr<ExpertRunner>> loaded =
-      LoadRunner(options, config, experts, dtype, Device{isa, &pool}, signals, &fingerprint);
+  absl::StatusOr<std::unique_ptr<ExpertRunner>> loaded = LoadRunner(
+      options, config, experts, dtype, Device{isa, &pool}, open_device, signals, &fingerprint);
   if (absl::IsCancelled(loaded.status())) return absl::OkStatus();
   if (!loaded.ok()) return loaded.status();
   runner = *std::move(loaded);
@@ -249,7 +308,11 @@ int main(int argc, char** argv) {
   const std::optional<int> end = conclave::ParseFlags(
       app, "conclave-expert-shard", "CONCLAVE_EXPERT_SHARD", conclave::Groups(), check, argc, argv);
   if (end.has_value()) return *end;
-  const absl::Status status = conclave::Run(options);
+  conclave::OpenDeviceExperts open_device;  // empty: a build for the CPU alone
+#if defined(CONCLAVE_HAVE_CUDA)
+  open_device = conclave::OpenCudaExperts;
+#endif
+  const absl::Status status = conclave::Run(options, open_device);
   if (status.ok()) return 0;
   std::cerr << "conclave-expert-shard: " << status.ToString() << std::endl;
   return 1;

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -20,7 +21,8 @@ struct DeviceDecoderRequest {
   std::string device;  // as --device has it
   const Qwen3Config* config = nullptr;
   const Checkpoint* checkpoint = nullptr;  // null: made-up weights
-  ExpertExchange* experts = nullptr;       // null: all experts on the device, or a dense model
+  std::vector<int> expert_ids;             // on the device; rising global ids
+  ExpertExchange* experts = nullptr;       // of the other experts; null: there are none
   double memory_utilization = 0.9;         // share of the device's memory to use
   int64_t kv_cache_tokens = 0;             // 0: what is left
   int max_running = 0;

@@ -67,7 +67,7 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> WorkerRuntime::Open(
     ASSIGN_OR_RETURN(runtime->vocabulary_, LoadVocabulary(tokenizer_path));
   }
   RETURN_IF_ERROR(runtime->CheckDevice());
-  std::string fingerprint = "dummy";  // no shard has it
+  std::string fingerprint = DummyFingerprint(config);
   if (!runtime->is_dummy()) {
     ASSIGN_OR_RETURN(runtime->checkpoint_, Checkpoint::Open(options.model_dir));
     RETURN_IF_ERROR(CheckCatalog(*runtime->checkpoint_, config));
@@ -98,9 +98,8 @@ absl::Status WorkerRuntime::CheckDevice() const {
     return errors::OutOfRange("gpu_memory_utilization", options_.gpu_memory_utilization,
                               "above 0, at most 1");
   }
-  if (!options_.local_experts.empty() || (is_dummy() && !options_.shards.empty())) {
-    return absl::InvalidArgumentError(
-        "on a device, experts are all on it or all on --shards, and dummy ones on it");
+  if (!options_.local_experts.empty()) {
+    return absl::InvalidArgumentError("on a device, experts are all on it or all on --shards");
   }
   if (options_.weight_dtype != "auto") {
     return errors::OutOfRange("weight_dtype on a device", options_.weight_dtype,
@@ -196,15 +195,17 @@ absl::StatusOr<int64_t> WorkerRuntime::LoadOnDevice(
   if (!options_.shards.empty()) RETURN_IF_ERROR(LoadExperts(metrics, progress));
   ASSIGN_OR_RETURN(
       DeviceDecoder opened,
-      options_.open_device({.device = options_.device,
-                            .config = &config_,
-                            .checkpoint = checkpoint_.get(),
-                            .experts = experts_.get(),
-                            .memory_utilization = options_.gpu_memory_utilization,
-                            .kv_cache_tokens = options_.kv_cache_tokens,
-                            .max_running = options_.max_running,
-                            .max_step_tokens = options_.max_step_tokens,
-                            .progress = [&](absl::string_view text) { progress(text); }}));
+      options_.open_device(
+          {.device = options_.device,
+           .config = &config_,
+           .checkpoint = checkpoint_.get(),
+           .expert_ids = experts_ == nullptr ? AllExperts(config_.num_experts) : std::vector<int>(),
+           .experts = experts_.get(),
+           .memory_utilization = options_.gpu_memory_utilization,
+           .kv_cache_tokens = options_.kv_cache_tokens,
+           .max_running = options_.max_running,
+           .max_step_tokens = options_.max_step_tokens,
+           .progress = [&](absl::string_view text) { progress(text); }}));
   decoder_ = std::move(opened.decoder);
   return opened.num_kv_blocks;
 }

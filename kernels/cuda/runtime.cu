@@ -186,6 +186,10 @@ absl::Status Event::Record(const Stream& stream) const {
                   "cudaEventRecord");
 }
 
+absl::Status Event::Synchronize() const {
+  return ToStatus(cudaEventSynchronize(static_cast<cudaEvent_t>(handle_)), "cudaEventSynchronize");
+}
+
 absl::StatusOr<double> Event::MillisecondsBetween(const Event& start, const Event& end) {
   float milliseconds = 0;
   RETURN_IF_ERROR(

@@ -146,7 +146,7 @@ class Graph {
   void* handle_ = nullptr;  // a cudaGraphExec_t
 };
 
-// Marks a place in a stream, for timing.
+// Marks a place in a stream, to wait for and for timing. The stream must outlive what waits.
 class Event {
  public:
   static absl::StatusOr<Event> Create();
@@ -157,6 +157,8 @@ class Event {
   }
   ~Event();
   absl::Status Record(const Stream& stream) const;
+  // Blocks until what the stream had before the mark is done; what came after may still run.
+  absl::Status Synchronize() const;
   // Both recorded and synchronised with.
   static absl::StatusOr<double> MillisecondsBetween(const Event& start, const Event& end);
 

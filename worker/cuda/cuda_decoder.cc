@@ -261,8 +261,7 @@ absl::Status CudaDecoder::SparseMlp(const StepShape& shape, int layer) {
   gate.num_valid_rows = shape.padded ? b.num_valid.device : nullptr;
   gate.bad_token = b.bad_token;
   RETURN_IF_ERROR(cuda::MoeGate(gate, b.stream));
-  RETURN_IF_ERROR(experts_ == nullptr ? ExpertsHere(shape, weights)
-                                      : ExpertsElsewhere(shape, layer));
+  RETURN_IF_ERROR(experts_ == nullptr ? ExpertsHere(shape, layer) : ExpertsElsewhere(shape, layer));
   return cuda::Combine({.expert_rows = b.expert_rows,
                         .pair_of_slot = experts_ == nullptr ? b.pair_of_slot : b.identity_slots,
                         .topk_weights = b.topk_weights,
@@ -273,8 +272,9 @@ absl::Status CudaDecoder::SparseMlp(const StepShape& shape, int layer) {
                        b.stream);
 }
 
-absl::Status CudaDecoder::ExpertsHere(const StepShape& shape, const CudaLayerWeights& weights) {
+absl::Status CudaDecoder::ExpertsHere(const StepShape& shape, int layer) {
   Buffers& b = *buffers_;
+  const CudaExpertLayer& weights = weights_.experts->layers[layer];
   RETURN_IF_ERROR(cuda::SortPairs({.topk_ids = b.topk_ids,
                                    .expert_offsets = b.expert_offsets,
                                    .pair_rows = b.pair_rows,
@@ -286,8 +286,8 @@ absl::Status CudaDecoder::ExpertsHere(const StepShape& shape, const CudaLayerWei
   return cuda::ExpertFfn({.hidden_states = b.hidden_states,
                           .pair_rows = b.pair_rows,
                           .expert_offsets = b.expert_offsets,
-                          .gate_up_proj = weights.expert_gate_up_proj,
-                          .down_proj = weights.expert_down_proj,
+                          .gate_up_proj = weights.gate_up_proj,
+                          .down_proj = weights.down_proj,
                           .intermediate = b.expert_intermediate,
                           .output = b.expert_rows,
                           .max_pairs = shape.num_rows * config_.num_experts_per_tok},

@@ -87,7 +87,7 @@ class CudaDecoder final : public StepDecoder {
   absl::Status AttentionLayer(const StepShape& shape, int layer);
   absl::Status DenseMlp(const StepShape& shape, const CudaLayerWeights& weights);
   absl::Status SparseMlp(const StepShape& shape, int layer);
-  absl::Status ExpertsHere(const StepShape& shape, const CudaLayerWeights& weights);
+  absl::Status ExpertsHere(const StepShape& shape, int layer);
   absl::Status ExpertsElsewhere(const StepShape& shape, int layer);
   // Rows of logits on the device, in the buffer; at most its size.
   absl::Status ComputeLogits(int64_t first, int64_t count);

@@ -12,7 +12,8 @@
 
 // Device memory is heap memory, filled with a pattern so that reading what nobody wrote shows. A
 // stream runs nothing before it is waited for: code that forgets to synchronise, or changes a
-// buffer while a copy from it is under way, then reads or copies the wrong bytes.
+// buffer while a copy from it is under way, then reads or copies the wrong bytes. One thread runs
+// at a time: the emulated thread block's state is the process's own.
 namespace conclave::cuda {
 namespace {
 
@@ -21,17 +22,23 @@ using Work = std::function<void()>;
 struct StreamState {
   std::deque<Work> waiting;
   std::vector<Work>* recording = nullptr;
+  uint64_t num_enqueued = 0;
+  uint64_t num_done = 0;
 };
 
 StreamState& StateOf(const Stream& stream) { return *static_cast<StreamState*>(stream.handle()); }
 
-void RunAll(StreamState& state) {
-  while (!state.waiting.empty()) {
+// Under Streams::mutex, as everything that changes a stream.
+void RunUntil(StreamState& state, uint64_t num_done) {
+  while (state.num_done < num_done) {
     const Work work = std::move(state.waiting.front());
     state.waiting.pop_front();
     work();
+    ++state.num_done;
   }
 }
+
+void RunAll(StreamState& state) { RunUntil(state, state.num_enqueued); }
 
 struct Streams {
   std::mutex mutex;
@@ -97,16 +104,19 @@ absl::Status Stream::Synchronize() const {
   if (StateOf(*this).recording != nullptr) {
     return absl::InternalError("cudaStreamSynchronize failed: the stream is being recorded");
   }
+  const std::lock_guard<std::mutex> lock(AllStreams().mutex);
   RunAll(StateOf(*this));
   return absl::OkStatus();
 }
 
 absl::Status Stream::Enqueue(std::function<void()> work) const {
   StreamState& state = StateOf(*this);
+  const std::lock_guard<std::mutex> lock(AllStreams().mutex);
   if (state.recording != nullptr) {
     state.recording->push_back(std::move(work));
   } else {
     state.waiting.push_back(std::move(work));
+    ++state.num_enqueued;
   }
   return absl::OkStatus();
 }
@@ -178,9 +188,29 @@ absl::Status Graph::Launch(const Stream& stream) const {
   });
 }
 
-absl::StatusOr<Event> Event::Create() { return Event(nullptr); }
-Event::~Event() = default;
-absl::Status Event::Record(const Stream&) const { return absl::OkStatus(); }
+namespace {
+
+// Where an event was last recorded.
+struct Mark {
+  StreamState* stream = nullptr;
+  uint64_t num_enqueued = 0;
+};
+
+}  // namespace
+
+absl::StatusOr<Event> Event::Create() { return Event(new Mark); }
+Event::~Event() { delete static_cast<Mark*>(handle_); }
+absl::Status Event::Record(const Stream& stream) const {
+  const std::lock_guard<std::mutex> lock(AllStreams().mutex);
+  *static_cast<Mark*>(handle_) = {&StateOf(stream), StateOf(stream).num_enqueued};
+  return absl::OkStatus();
+}
+absl::Status Event::Synchronize() const {
+  const Mark& mark = *static_cast<Mark*>(handle_);
+  const std::lock_guard<std::mutex> lock(AllStreams().mutex);
+  if (mark.stream != nullptr) RunUntil(*mark.stream, mark.num_enqueued);
+  return absl::OkStatus();
+}
 absl::StatusOr<double> Event::MillisecondsBetween(const Event&, const Event&) { return 0.0; }
 
 }  // namespace conclave::cuda

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "expert_shard/cuda/open_cuda_experts.h"
 #include "kernels/cuda/runtime.h"
 #include "tests/support/test_shard.h"
 #include "tests/support/test_worker.h"
@@ -70,10 +71,12 @@ class Decoders {
     host = std::make_unique<Decoder>(c, host_weights_, host_cache_, device_, experts_.get());
     const bool with_experts = c.num_experts > 0 && experts_on_device;
     int64_t loaded = 0, total = 0;
-    absl::StatusOr<CudaWeights> device_weights =
-        LoadCudaWeights(model_.checkpoint(), c, with_experts, [&](int64_t done, int64_t all) {
-          loaded = done;
-          total = all;
+    absl::StatusOr<CudaWeights> device_weights = LoadCudaWeights(
+        &model_.checkpoint(), c, with_experts ? model_.AllExperts() : std::vector<int>(),
+        [&](size_t done, size_t all) {
+          loaded = static_cast<int64_t>(done);
+          total = static_cast<int64_t>(all);
+          return true;
         });
     EXPECT_OK(device_weights);
     EXPECT_GT(loaded, 0);
@@ -284,6 +287,23 @@ TEST_F(CudaWorkerTest, ExpertsOnAShardGiveTheSameTokens) {
   WorkerRuntimeOptions remote = OnDevice(model.dir());
   remote.shards = {shard.target()};
   EXPECT_EQ(Generate(remote), Generate(OnDevice(model.dir())));
+}
+
+// The shard's experts are on the device too: there they run in a process of their own.
+TEST_F(CudaWorkerTest, ExpertsOnACudaShardGiveTheSameTokens) {
+  for (const Qwen3Config& config : {Moe(), Fp8Moe()}) {
+    TestModel model(config);
+    auto runner = OpenCudaExperts({.device = "cuda",
+                                   .config = &model.config(),
+                                   .checkpoint = &model.checkpoint(),
+                                   .expert_ids = model.AllExperts(),
+                                   .say = [](absl::string_view) {}});
+    ASSERT_OK(runner);
+    TestShard shard(*std::move(runner), model, model.fingerprint());
+    WorkerRuntimeOptions remote = OnDevice(model.dir());
+    remote.shards = {shard.target()};
+    EXPECT_EQ(Generate(remote), Generate(OnDevice(model.dir())));
+  }
 }
 
 TEST_F(CudaWorkerTest, DummyWeightsNeedTheConfigAlone) {
