@@ -5,7 +5,6 @@
 #include <filesystem>
 #include <iostream>
 #include <optional>
-#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -20,7 +19,7 @@
 #include "common/metrics.h"
 #include "common/status_macros.h"
 #include "expert_shard/device_experts.h"
-#include "expert_shard/expert_service.h"
+#include "expert_shard/shard_host.h"
 #include "expert_shard/weight_loader.h"
 #include "kernels/device.h"
 #include "model/expert_placement.h"
@@ -190,13 +189,6 @@ absl::Status CheckMemory(const Qwen3Config& config, size_t num_experts, WeightDt
   return CheckFits(plan, available);
 }
 
-// Differs from start to start, so that a worker notices that a shard is another one than before.
-uint64_t NewPlacementEpoch() {
-  std::random_device random;
-  const uint64_t high = random();
-  return ((high << 32) | random()) ^ static_cast<uint64_t>(absl::ToUnixNanos(absl::Now()));
-}
-
 std::string ModelName(const std::string& model_dir) {
   const auto path = std::filesystem::path(model_dir).lexically_normal();
   return (path.has_filename() ? path : path.parent_path()).filename().string();
@@ -257,16 +249,12 @@ absl::Status Run(const ShardOptions& options, const OpenDeviceExperts& open_devi
            pool.num_threads(), FormatIdList(cpus), std::string(CpuIsaName(isa)));
 
   Metrics metrics;
-  ShardMetrics shard_metrics(&metrics, config);
   ASSIGN_OR_RETURN(const HostPort metrics_listen, ParseHostPort(options.metrics_listen));
   ASSIGN_OR_RETURN(const int metrics_port, metrics.Serve(metrics_listen.host, metrics_listen.port));
-  std::unique_ptr<ExpertRunner> runner;
-  std::unique_ptr<TokenBatcher> batcher;
-  // After what it uses, before the server that calls it.
-  ExpertService service(&shard_metrics, options.shared_memory == "auto");
+  ShardHost shard(&metrics, config, options.shared_memory == "auto");  // before its server
   ServerOptions server_options;
   server_options.listen = options.listen;
-  server_options.services = {&service};
+  server_options.services = {shard.service()};
   server_options.traffic = Traffic::kTensors;
   server_options.tls_cert_file = options.tls_cert_file;
   server_options.tls_key_file = options.tls_key_file;
@@ -279,21 +267,16 @@ absl::Status Run(const ShardOptions& options, const OpenDeviceExperts& open_devi
       options, config, experts, dtype, Device{isa, &pool}, open_device, signals, &fingerprint);
   if (absl::IsCancelled(loaded.status())) return absl::OkStatus();
   if (!loaded.ok()) return loaded.status();
-  runner = *std::move(loaded);
-  batcher = std::make_unique<TokenBatcher>(runner.get(), &shard_metrics);
-  const uint64_t epoch = NewPlacementEpoch();
-  service.Activate(
-      MakeShardDescription(ModelName(options.model), config, fingerprint, *runner, epoch),
-      DispatchRules(config, experts, epoch), batcher.get());
+  const size_t megabytes = (*loaded)->weight_bytes() / 1'000'000;
+  shard.Serve(ModelName(options.model), fingerprint, *std::move(loaded));
   server->SetServing(true);
   PrintReady();
-  LOG_INFO("serving {} MB of experts on {}", runner->weight_bytes() / 1'000'000, server->address());
+  LOG_INFO("serving {} MB of experts on {}", megabytes, server->address());
 
   signals.Wait();
   server->SetServing(false);
-  service.BeginDrain();
+  shard.BeginDrain();
   server->DrainAndStop(absl::Seconds(options.drain_seconds));
-  batcher->Stop();
   return absl::OkStatus();
 }
 

@@ -27,6 +27,7 @@ EXCEPTIONS = {
     ("worker", "expert_shard/cuda/memory_budget.h"),
     ("worker", "expert_shard/cuda/open_cuda_experts.h"),
     ("worker", "expert_shard/expert_runner.h"),
+    ("worker", "expert_shard/shard_host.h"),
     ("worker", "expert_shard/weight_loader.h"),
     ("worker", "text/vocabulary.h"),
 }

@@ -55,6 +55,8 @@ absl::StatusOr<CudaPlan> MakePlan(const DeviceDecoderRequest& request,
   plan.decoder.max_running = request.max_running;
   plan.decoder.max_step_tokens = request.max_step_tokens;
   plan.decoder.max_context = config.MaxContext();
+  plan.decoder.experts_here = !request.expert_ids.empty();
+  plan.decoder.experts_elsewhere = request.experts != nullptr;
   // The workspace grows with the cache: it is counted for the largest that could be.
   const int64_t most = request.kv_cache_tokens > 0
                            ? request.kv_cache_tokens
@@ -63,6 +65,7 @@ absl::StatusOr<CudaPlan> MakePlan(const DeviceDecoderRequest& request,
   plan.decoder.num_kv_blocks =
       std::min((most + kBlock - 1) / kBlock, for_kv / (plan.memory.kv_bytes_per_token * kBlock));
   plan.memory.workspace_bytes = CudaWorkspaceBytes(config, plan.decoder);
+  if (request.serve_experts) plan.memory.workspace_bytes += CudaExpertWorkspaceBytes(config);
   const int64_t left = std::max<int64_t>(0, budget.bytes() - plan.memory.TotalBytes());
   const int64_t blocks = left / (plan.memory.kv_bytes_per_token * kBlock);
   const int64_t wanted = request.kv_cache_tokens > 0
@@ -90,6 +93,10 @@ absl::StatusOr<DeviceDecoder> OpenCudaDecoder(const DeviceDecoderRequest& reques
   ASSIGN_OR_RETURN(CudaWeights weights,
                    LoadCudaWeights(request.checkpoint, config, request.expert_ids, progress));
   DeviceDecoder opened;
+  if (request.serve_experts) {
+    ASSIGN_OR_RETURN(opened.served_experts,
+                     MakeCudaExpertRunner(config, weights.experts, info.ordinal));
+  }
   ASSIGN_OR_RETURN(opened.decoder,
                    CudaDecoder::Create(config, std::move(weights), plan.decoder, request.experts));
   opened.num_kv_blocks = plan.decoder.num_kv_blocks;
