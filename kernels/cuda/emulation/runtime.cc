@@ -121,37 +121,32 @@ absl::Status Stream::Enqueue(std::function<void()> work) const {
   return absl::OkStatus();
 }
 
-absl::StatusOr<DeviceMemory> DeviceMemory::Allocate(size_t bytes) {
-  DeviceMemory memory;
+template <MemoryKind kKind>
+absl::StatusOr<Memory<kKind>> Memory<kKind>::Allocate(size_t bytes) {
+  Memory memory;
   memory.data_ = AllocatePoisoned(bytes);
   if (memory.data_ == nullptr && bytes > 0) {
     return absl::ResourceExhaustedError(
-        absl::StrCat("device memory of ", bytes >> 20, " MiB wanted"));
+        absl::StrCat(kKind == MemoryKind::kDevice ? "device memory" : "pinned host memory", " of ",
+                     bytes >> 20, " MiB wanted"));
   }
   memory.bytes_ = bytes;
   return memory;
 }
 
-DeviceMemory::~DeviceMemory() {
+template <MemoryKind kKind>
+Memory<kKind>::~Memory() {
   if (data_ == nullptr) return;
-  Streams& streams = AllStreams();
-  const std::lock_guard<std::mutex> lock(streams.mutex);
-  for (StreamState* const state : streams.all) RunAll(*state);  // as cudaFree waits
+  if (kKind == MemoryKind::kDevice) {
+    Streams& streams = AllStreams();
+    const std::lock_guard<std::mutex> lock(streams.mutex);
+    for (StreamState* const state : streams.all) RunAll(*state);  // as cudaFree waits
+  }
   std::free(data_);
 }
 
-absl::StatusOr<PinnedMemory> PinnedMemory::Allocate(size_t bytes) {
-  PinnedMemory memory;
-  memory.data_ = AllocatePoisoned(bytes);
-  if (memory.data_ == nullptr && bytes > 0) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("pinned host memory of ", bytes >> 20, " MiB wanted"));
-  }
-  memory.bytes_ = bytes;
-  return memory;
-}
-
-PinnedMemory::~PinnedMemory() { std::free(data_); }
+template class Memory<MemoryKind::kDevice>;
+template class Memory<MemoryKind::kPinned>;
 
 absl::Status CopyToDevice(void* device, const void* host, size_t bytes, const Stream& stream) {
   return EnqueueCopy(device, host, bytes, stream);
