@@ -29,7 +29,9 @@ GrpcExpertExchange::GrpcExpertExchange(GrpcExpertExchangeOptions options,
       local_(std::move(local)),
       metrics_(metrics, options_.shards.size()),
       announced_(options_.shards.size()),
+      in_place_(options_.config.num_experts, false),
       busy_until_(options_.shards.size(), absl::InfinitePast()) {
+  for (const int expert : options_.experts_in_place) in_place_[expert] = true;
   for (size_t shard = 0; shard < options_.shards.size(); ++shard) {
     ShardConnection::Options connection;
     connection.shard_idx = static_cast<int>(shard);
@@ -69,8 +71,9 @@ GrpcExpertExchange::Placement GrpcExpertExchange::LookAtShards() const {
   return placement;
 }
 
-absl::Status GrpcExpertExchange::MissingExpert(const Placement& placement, int layer, int expert,
-                                               absl::Duration waited) const {
+absl::Status GrpcExpertExchange::MissingExperts(const Placement& placement, int layer,
+                                                absl::Span<const int> experts,
+                                                absl::Duration waited) const {
   std::string why;
   for (size_t shard = 0; shard < placement.shards.size(); ++shard) {
     const ShardView& view = placement.shards[shard];
@@ -78,8 +81,16 @@ absl::Status GrpcExpertExchange::MissingExpert(const Placement& placement, int l
     if (view.up) continue;
     absl::StrAppend(&why, "; shard ", connections_[shard]->target(), ": ", view.reason.message());
   }
-  const absl::Status missing = errors::ExpertsMissing(layer, expert, waited);
+  const absl::Status missing = errors::ExpertsMissing(layer, experts, waited);
   return absl::Status(missing.code(), absl::StrCat(missing.message(), why));
+}
+
+std::vector<int> GrpcExpertExchange::ExpertsOf(absl::Span<const uint32_t> pairs) const {
+  std::vector<int> experts;
+  for (const uint32_t pair : pairs) experts.push_back(static_cast<int>(order_.experts[pair]));
+  std::sort(experts.begin(), experts.end());
+  experts.erase(std::unique(experts.begin(), experts.end()), experts.end());
+  return experts;
 }
 
 absl::Status GrpcExpertExchange::Ready() {
@@ -89,11 +100,12 @@ absl::Status GrpcExpertExchange::Ready() {
   // Every sparse layer has the same experts in the same places.
   for (int layer = 0; layer < options_.config.num_hidden_layers; ++layer) {
     if (!options_.config.IsSparseLayer(layer)) continue;
-    missing.erase(std::remove_if(missing.begin(), missing.end(),
-                                 [&](int expert) { return IsLocal(layer, expert); }),
-                  missing.end());
+    missing.erase(
+        std::remove_if(missing.begin(), missing.end(),
+                       [&](int expert) { return in_place_[expert] || IsLocal(layer, expert); }),
+        missing.end());
     if (!missing.empty()) {
-      ready = MissingExpert(placement, layer, missing.front(), absl::ZeroDuration());
+      ready = MissingExperts(placement, layer, missing, absl::ZeroDuration());
     }
     break;
   }
@@ -160,7 +172,9 @@ void GrpcExpertExchange::BeginLayer(const ExpertBatch& batch,
   assigned_pairs_.assign(connections_.size(), 0);
   lost_since_ = absl::InfiniteFuture();
   for (uint32_t pair = 0; pair < order_.slots.size(); ++pair) {
-    const bool local = IsLocal(batch.layer, static_cast<int>(order_.experts[pair]));
+    const auto expert = static_cast<int>(order_.experts[pair]);
+    if (in_place_[expert]) continue;
+    const bool local = IsLocal(batch.layer, expert);
     (local ? local_pairs_ : unassigned_).push_back(pair);
   }
 }
@@ -204,11 +218,10 @@ absl::Status GrpcExpertExchange::AssignPairs() {
   unassigned_ = std::move(unserved);
   if (!unassigned_.empty()) {
     lost_since_ = std::min(lost_since_, now);
-    const int expert = static_cast<int>(order_.experts[unassigned_[0]]);
     const bool wrong_model =
         absl::c_any_of(placement_.shards, [](const ShardView& view) { return view.wrong_model; });
     if (wrong_model || now - lost_since_ >= options_.shard_wait) {
-      return MissingExpert(placement_, batch_.layer, expert, now - lost_since_);
+      return MissingExperts(placement_, batch_.layer, ExpertsOf(unassigned_), now - lost_since_);
     }
   }
   for (size_t shard = 0; shard < pairs_of_shard.size(); ++shard) {
@@ -410,8 +423,7 @@ absl::Status GrpcExpertExchange::TakeBack(uint64_t sequence) {
   const absl::Time now = absl::Now();
   lost_since_ = std::min(lost_since_, now);
   if (now - lost_since_ < options_.shard_wait) return absl::OkStatus();
-  const int expert = static_cast<int>(order_.experts[dispatch.pairs[0]]);
-  return MissingExpert(placement_, batch_.layer, expert, now - lost_since_);
+  return MissingExperts(placement_, batch_.layer, ExpertsOf(dispatch.pairs), now - lost_since_);
 }
 
 absl::Status GrpcExpertExchange::TakeCombine(ShardCombine combine) {

@@ -28,6 +28,8 @@ struct GrpcExpertExchangeOptions {
   std::string fingerprint;            // of the model: shards with another are refused
   std::string weight_dtype = "bf16";  // this worker's, for the words of that refusal
   Qwen3Config config;
+  // Run by the caller itself, on its device: neither missing nor sent, their rows stay null.
+  std::vector<int> experts_in_place;
   // A layer whose experts nobody serves waits this long for a shard to return.
   absl::Duration shard_wait = limits::kDefaultShardWait;
   absl::Duration dispatch_timeout = limits::kDispatchTimeout;
@@ -86,8 +88,9 @@ class GrpcExpertExchange final : public ExpertExchange {
   bool IsLocal(int layer, int expert) const {
     return local_ != nullptr && local_->Holds(layer, expert);
   }
-  absl::Status MissingExpert(const Placement& placement, int layer, int expert,
-                             absl::Duration waited) const;
+  absl::Status MissingExperts(const Placement& placement, int layer, absl::Span<const int> experts,
+                              absl::Duration waited) const;
+  std::vector<int> ExpertsOf(absl::Span<const uint32_t> pairs) const;
 
   // Steps of Run. Pairs are indices into order_; a pair is local, unassigned, in one outstanding
   // dispatch, or answered.
@@ -127,6 +130,7 @@ class GrpcExpertExchange final : public ExpertExchange {
   // Below: the engine's thread only.
   Placement placement_;
   uint64_t last_sequence_ = 0;
+  std::vector<bool> in_place_;          // [num_experts]
   std::vector<absl::Time> busy_until_;  // per shard: it refused a dispatch because it was full
   // Of the layer being run:
   ExpertBatch batch_;

@@ -19,9 +19,7 @@
 #include "worker/cuda/open_cuda_decoder.h"
 #endif
 #if defined(CONCLAVE_HAVE_NCCL)
-#include "common/status_macros.h"
 #include "kernels/cuda/nccl.h"
-#include "kernels/cuda/runtime.h"
 #endif
 
 namespace {
@@ -155,11 +153,8 @@ int main(int argc, char** argv) {
   options.runtime.open_device = conclave::OpenCudaDecoder;
 #endif
 #if defined(CONCLAVE_HAVE_NCCL)
-  options.runtime.open_nccl =
-      [](const std::string& device) -> absl::StatusOr<std::unique_ptr<conclave::NcclApi>> {
-    if (device == "cpu") return absl::FailedPreconditionError("NCCL needs --device=cuda");
-    ASSIGN_OR_RETURN(const int ordinal, conclave::cuda::ParseCudaDevice(device));
-    return conclave::cuda::OpenNccl(ordinal);
+  options.runtime.open_nccl = [](const std::string& device) {
+    return conclave::cuda::OpenNccl(device);
   };
 #endif
 

@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -11,6 +12,7 @@
 #include "common/limits.h"
 #include "common/metrics.h"
 #include "common/thread_pool.h"
+#include "expert_shard/expert_runner.h"
 #include "kernels/device.h"
 #include "kernels/weight_dtype.h"
 #include "model/qwen3_config.h"
@@ -71,10 +73,15 @@ class WorkerRuntime {
   absl::Status Load(Metrics& metrics, const std::function<void(absl::string_view)>& progress);
 
   Engine& engine() { return *engine_; }
+  NcclTransport* nccl() { return nccl_.get(); }         // null: not used
   ExpertExchange* experts() { return experts_.get(); }  // null for a dense model
-  bool has_local_experts() const {
-    return options_.shards.empty() || !options_.local_experts.empty();
-  }
+  bool has_local_experts() const { return !local_experts_.empty(); }
+
+  // Experts named by --local_experts are for other workers too: a runner of its own for their
+  // dispatches, after Load. Null: this worker serves nobody else.
+  std::unique_ptr<ExpertRunner> TakeServedExperts() { return std::move(served_experts_); }
+  bool serves_experts() const { return !options_.local_experts.empty(); }
+  const std::string& fingerprint() const { return fingerprint_; }  // of the checkpoint
 
  private:
   explicit WorkerRuntime(WorkerRuntimeOptions options) : options_(std::move(options)) {}
@@ -83,13 +90,16 @@ class WorkerRuntime {
   absl::StatusOr<int64_t> KvTokens() const;
   // InvalidArgument or FailedPrecondition if this build cannot run what the options ask for.
   absl::Status CheckDevice() const;
+  absl::Status OpenNccl();
   // Decoder, weights, KV cache and in-process experts on the CPU; returns the KV blocks.
   absl::StatusOr<int64_t> LoadOnCpu(Metrics& metrics,
                                     const std::function<void(absl::string_view)>& progress);
-  // The same on options_.device, but experts there, or all on shards.
+  // The same on options_.device.
   absl::StatusOr<int64_t> LoadOnDevice(Metrics& metrics,
                                        const std::function<void(absl::string_view)>& progress);
   bool on_cpu() const { return options_.device == "cpu"; }
+  // Which experts run in this process; InvalidArgument if none is elsewhere and some are missing.
+  absl::StatusOr<std::vector<int>> LocalExperts() const;
   bool is_dummy() const { return options_.load_format == "dummy"; }
   absl::Status LoadExperts(Metrics& metrics,
                            const std::function<void(absl::string_view)>& progress);
@@ -98,6 +108,8 @@ class WorkerRuntime {
   Qwen3Config config_;
   WeightDtype weight_dtype_ = WeightDtype::kBf16;
   v1::ModelInfo model_;
+  std::string fingerprint_;
+  std::vector<int> local_experts_;        // rising
   std::optional<Vocabulary> vocabulary_;  // empty: a checkpoint without tokenizer.json
   std::unique_ptr<Checkpoint> checkpoint_;
   std::unique_ptr<ThreadPool> pool_;
@@ -106,6 +118,7 @@ class WorkerRuntime {
   std::unique_ptr<KvCache> kv_cache_;
   std::unique_ptr<NcclTransport> nccl_;  // null: not used
   std::unique_ptr<ExpertExchange> experts_;
+  std::unique_ptr<ExpertRunner> served_experts_;
   std::unique_ptr<StepDecoder> decoder_;
   std::unique_ptr<WorkerMetrics> metrics_;
   std::unique_ptr<Engine> engine_;  // last: its thread uses all of the above

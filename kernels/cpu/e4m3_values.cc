@@ -1,5 +1,5 @@
-#include "kernels/cpu/cpu_ops.h"
 #include "common/fp8.h"
+#include "kernels/cpu/cpu_ops.h"
 
 namespace conclave::cpu {
 namespace {

@@ -206,4 +206,10 @@ absl::StatusOr<std::unique_ptr<NcclApi>> OpenNccl(int device) {
   return std::make_unique<Api>(*nccl, device);
 }
 
+absl::StatusOr<std::unique_ptr<NcclApi>> OpenNccl(const std::string& device) {
+  if (device == "cpu") return absl::FailedPreconditionError("NCCL needs --device=cuda");
+  ASSIGN_OR_RETURN(const int ordinal, ParseCudaDevice(device));
+  return OpenNccl(ordinal);
+}
+
 }  // namespace conclave::cuda
