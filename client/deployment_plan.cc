@@ -159,11 +159,48 @@ absl::StatusOr<DeploymentPlan> PlanDeployment(const PlanQuestion& question) {
   return plan;
 }
 
+namespace {
+
+// One process a card: a worker that runs its card's experts in place, serves them to the other
+// workers, and finds the rest there.
+std::vector<PlannedProcess> GpuProcesses(const PlanQuestion& question, const DeploymentPlan& plan) {
+  const std::string model = ModelDir(question);
+  std::vector<PlannedProcess> processes;
+  std::vector<std::string> workers;
+  for (int i = 0; i < question.num_devices; ++i) {
+    workers.push_back(PlaceOf(question, i, kFirstPort + 1).target);
+  }
+  for (int i = 0; i < question.num_devices; ++i) {
+    PlannedProcess worker{
+        absl::StrCat("worker-", i),
+        // The KV cache gets what is left: the worker measures what the plan can but estimate.
+        {"conclave-worker", "--model", model, "--listen", workers[i], "--device",
+         absl::StrCat("cuda:", i), "--gpu_memory_utilization",
+         absl::StrCat(question.memory_utilization)}};
+    if (HasShards(question)) {
+      std::vector<std::string> others = workers;
+      others.erase(others.begin() + i);
+      worker.argv.insert(worker.argv.end(),
+                         {"--local_experts", FormatExpertList(plan.devices[i].experts), "--shards",
+                          absl::StrJoin(others, ",")});
+    }
+    processes.push_back(std::move(worker));
+  }
+  processes.push_back(
+      {"router",
+       {"conclave-router", "--model", model, "--workers", absl::StrJoin(workers, ","), "--listen",
+        absl::StrCat("127.0.0.1:", kFirstPort)}});
+  return processes;
+}
+
+}  // namespace
+
 std::vector<PlannedProcess> PlannedProcesses(const PlanQuestion& question,
                                              const DeploymentPlan& plan) {
+  if (!question.device.is_cpu) return GpuProcesses(question, plan);
   const int count = question.num_devices;
   const int worker_port = kFirstPort + 1;
-  const int shard_port = worker_port + (question.device.is_cpu && count > 1 ? 1 : count);
+  const int shard_port = worker_port + 1;
   const std::string model = ModelDir(question);
   std::vector<PlannedProcess> processes;
   std::vector<std::string> shards, workers;
@@ -185,7 +222,7 @@ std::vector<PlannedProcess> PlannedProcesses(const PlanQuestion& question,
     }
     processes.push_back(std::move(worker));
   }
-  const bool many_hosts = question.device.is_cpu && count > 1;
+  const bool many_hosts = count > 1;
   processes.push_back(
       {"router",
        {"conclave-router", "--model", model, "--workers", absl::StrJoin(workers, ","), "--listen",
@@ -195,14 +232,12 @@ std::vector<PlannedProcess> PlannedProcesses(const PlanQuestion& question,
 
 std::vector<std::string> PlannedUpCommand(const PlanQuestion& question,
                                           const DeploymentPlan& plan) {
-  if (question.device.is_cpu && question.num_devices > 1) return {};
-  int64_t kv_tokens = plan.devices.front().kv_tokens;
-  for (const DevicePlan& device : plan.devices) kv_tokens = std::min(kv_tokens, device.kv_tokens);
+  if (!question.device.is_cpu || question.num_devices > 1) return {};
   return {"conclave",          "up",
           "--model",           ModelDir(question),
-          "--workers",         absl::StrCat(question.num_devices),
-          "--shards",          absl::StrCat(HasShards(question) ? question.num_devices : 0),
-          "--kv_cache_tokens", absl::StrCat(kv_tokens)};
+          "--workers",         "1",
+          "--shards",          "0",
+          "--kv_cache_tokens", absl::StrCat(plan.devices.front().kv_tokens)};
 }
 
 }  // namespace conclave

@@ -65,10 +65,10 @@ absl::StatusOr<DeploymentPlan> PlanDeployment(const PlanQuestion& question);
 
 // The processes of a plan that fits, with flags that today's programs take; targets are on this
 // machine for GPUs, and on hosts named host-0, host-1, ... for CPU servers. They are to be started
-// in this order.
+// in this order. With GPUs one process has both roles of a card.
 std::vector<PlannedProcess> PlannedProcesses(const PlanQuestion& question,
                                              const DeploymentPlan& plan);
-// The same on one machine as one command; empty for several CPU servers.
+// The same as one command; empty but for one CPU server: `conclave up` knows no GPUs.
 std::vector<std::string> PlannedUpCommand(const PlanQuestion& question, const DeploymentPlan& plan);
 
 }  // namespace conclave

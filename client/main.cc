@@ -111,6 +111,10 @@ Command AddUp(CLI::App* app) {
         "--prefill_ahead", options->prefill_ahead,
         "Idle workers compute the beginning of a conversation's next prompt; true or false")
       ->capture_default_str();
+  up->add_option("--expert_transport", options->expert_transport,
+                 "How workers and shards exchange rows: auto, shared_memory or grpc")
+      ->check(CLI::IsMember({"auto", "shared_memory", "grpc"}))
+      ->capture_default_str();
   up->add_option("--shared_memory", options->shared_memory,
                  "auto: workers and shards exchange rows through shared memory; off: over gRPC")
       ->check(CLI::IsMember({"auto", "off"}))
@@ -155,15 +159,15 @@ Command AddUp(CLI::App* app) {
       ->check(CLI::Range(1, 86400))
       ->capture_default_str();
   up->add_option("--bin_dir", options->bin_dir)->group("");  // hidden: for tests
-  PrepareFlags(
-      *up, kUpVariables,
-      {{"Model", {"--model", "--model_name", "--chat_template"}},
-       {"Processes", {"--workers", "--shards", "--ready_seconds", "--drain_seconds"}},
-       {"Network", {"--host", "--grpc_port", "--http_port"}},
-       {"Compute",
-        {"--threads", "--cpu_isa", "--weight_dtype", "--numa_nodes", "--kv_cache_tokens",
-         "--max_running", "--prefix_cache", "--prefill_ahead", "--shared_memory", "--micro_batch"}},
-       {"Logs", {"--log_dir", "--log_level", "--log_format"}}});
+  PrepareFlags(*up, kUpVariables,
+               {{"Model", {"--model", "--model_name", "--chat_template"}},
+                {"Processes", {"--workers", "--shards", "--ready_seconds", "--drain_seconds"}},
+                {"Network", {"--host", "--grpc_port", "--http_port"}},
+                {"Compute",
+                 {"--threads", "--cpu_isa", "--weight_dtype", "--numa_nodes", "--kv_cache_tokens",
+                  "--max_running", "--prefix_cache", "--prefill_ahead", "--expert_transport",
+                  "--shared_memory", "--micro_batch"}},
+                {"Logs", {"--log_dir", "--log_level", "--log_format"}}});
   return {up, [options] { return RunUp(*options); }};
 }
 

@@ -18,8 +18,7 @@ namespace {
 using nlohmann::ordered_json;
 
 constexpr int64_t kBatches[] = {1, 8, 32, 64, 128, 256};
-constexpr char kNoCuda[] =
-    "Not yet run on a GPU: these commands start the same processes on the CPU.";
+constexpr char kNoCuda[] = "Not yet run on a GPU: the programs take these flags, no card has yet.";
 
 double GiB(int64_t bytes) { return std::ldexp(static_cast<double>(bytes), -30); }
 

@@ -61,6 +61,7 @@ ProcessTier PlanShards(const UpOptions& options, int threads) {
     spec.argv = CommonArguments(options, "conclave-expert-shard");
     Append(spec.argv, "--shard_index", absl::StrCat(shard));
     Append(spec.argv, "--num_shards", absl::StrCat(options.shards));
+    Append(spec.argv, "--expert_transport", options.expert_transport);
     Append(spec.argv, "--shared_memory", options.shared_memory);
     AppendCompute(spec.argv, options, threads, shard);
     tier.processes.push_back(std::move(spec));
@@ -75,6 +76,7 @@ ProcessTier PlanWorkers(const UpOptions& options, int threads) {
     ProcessSpec spec;
     spec.name = absl::StrCat("worker-", worker);
     spec.argv = CommonArguments(options, "conclave-worker");
+    Append(spec.argv, "--expert_transport", options.expert_transport);
     Append(spec.argv, "--shared_memory", options.shared_memory);
     Append(spec.argv, "--micro_batch", options.micro_batch);
     AppendCompute(spec.argv, options, threads, worker);

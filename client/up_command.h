@@ -25,9 +25,10 @@ struct UpOptions {
   bool prefix_cache = true;
   bool prefill_ahead = true;
   std::string cpu_isa = "auto";
-  std::string shared_memory = "auto";  // between workers and shards: auto or off
-  std::string micro_batch = "auto";    // of workers: auto, off or on
-  std::string weight_dtype = "auto";   // of workers and shards
+  std::string expert_transport = "auto";  // between workers and shards
+  std::string shared_memory = "auto";     // the same: auto or off
+  std::string micro_batch = "auto";       // of workers: auto, off or on
+  std::string weight_dtype = "auto";      // of workers and shards
   std::vector<int> numa_nodes;  // the processes of a tier take turns on them; empty: anywhere
   std::string model_name;       // empty: the folder's name
   std::string chat_template = "auto";

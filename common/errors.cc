@@ -1,5 +1,7 @@
 #include "common/errors.h"
 
+#include "common/id_list.h"
+
 namespace conclave::errors {
 
 absl::Status PromptTooLong(int64_t prompt_tokens, int64_t max_tokens, int64_t max_context) {
@@ -27,9 +29,10 @@ absl::Status NoWorker(int num_known) {
       absl::StrCat("no worker serves: 0 of ", num_known, " known workers are ready"));
 }
 
-absl::Status ExpertsMissing(int layer, int expert, absl::Duration waited) {
-  return absl::UnavailableError(absl::StrCat("no shard serves expert ", expert, " of layer ", layer,
-                                             ", waited ", absl::FormatDuration(waited)));
+absl::Status ExpertsMissing(int layer, absl::Span<const int> experts, absl::Duration waited) {
+  return absl::UnavailableError(absl::StrCat("no shard serves expert ", FormatIdList(experts),
+                                             " of layer ", layer, ", waited ",
+                                             absl::FormatDuration(waited)));
 }
 
 absl::Status FingerprintMismatch(absl::string_view target, absl::string_view found,

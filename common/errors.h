@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 
 // The errors that cross a process boundary, made in one place so that their words and codes agree
 // everywhere. Callers branch on the code, never on the text. Each says what, value, allowed.
@@ -32,7 +33,7 @@ absl::Status Draining(absl::string_view process);
 
 // UNAVAILABLE: nobody serves what is needed; names it.
 absl::Status NoWorker(int num_known);
-absl::Status ExpertsMissing(int layer, int expert, absl::Duration waited);
+absl::Status ExpertsMissing(int layer, absl::Span<const int> experts, absl::Duration waited);
 
 // FAILED_PRECONDITION: another model's shard. Configuration, not to be retried.
 absl::Status FingerprintMismatch(absl::string_view target, absl::string_view found,

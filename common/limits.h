@@ -28,6 +28,18 @@ inline constexpr int64_t kMaxExpertBatchPairs = 16384;
 // One direction of the shared memory between a worker and a shard of one host, which takes twice
 // this: a frame of the largest size and another that the reader has not taken yet.
 inline constexpr size_t kSharedRingBytes = 16 << 20;
+// One transfer over NCCL: a frame of the largest size goes in one. Each of a link's buffers takes
+// this on the GPU and again in pinned memory.
+inline constexpr size_t kNcclFrameBytes = kMaxExpertFrameBytes;
+// Transfers under way each way: one on the wire, one being filled or emptied. A link of the default
+// size takes 16 MiB on the GPU.
+inline constexpr int kNcclFrames = 2;
+// A peer may ask for less, but not for so little that a prefill goes in thousands of transfers, nor
+// for more buffers than anyone could fill.
+inline constexpr size_t kMinNcclFrameBytes = 4096;
+inline constexpr int kMaxNcclFrames = 16;
+// Frames of one direction of an NCCL link that the receiver has not taken: eight of the largest.
+inline constexpr size_t kNcclWindowBytes = 32 << 20;
 // Buffers of tensors that a process keeps although nobody uses them now.
 inline constexpr size_t kMaxIdleTensorBytes = 256 << 20;
 
@@ -130,6 +142,14 @@ inline constexpr absl::Duration kDescribeDeadline = absl::Seconds(5);
 inline constexpr absl::Duration kControlDeadline = absl::Seconds(5);
 // A shard that has not answered a dispatch after this is taken for lost.
 inline constexpr absl::Duration kDispatchTimeout = absl::Seconds(30);
+// NCCL finds its ways between two GPUs in one to a few seconds.
+inline constexpr absl::Duration kNcclSetupTimeout = absl::Seconds(30);
+// A transfer starts when both ends know of it and 4 MiB take 40 us over NVLink, 1 ms over PCIe: the
+// rest is for a GPU whose multiprocessors are all taken by a prefill.
+inline constexpr absl::Duration kNcclTransferTimeout = absl::Seconds(5);
+// Between two attempts at a link over NCCL that failed while its shard is well: a communicator costs
+// both ends about a second to set up, and the frames have another way meanwhile.
+inline constexpr absl::Duration kLinkRetryPause = absl::Seconds(5);
 // How long a layer waits for a lost shard to return before its requests fail.
 inline constexpr absl::Duration kDefaultShardWait = absl::Seconds(60);
 // Longer than openai-python keeps an idle connection (5 s), so that the client closes first.

@@ -8,6 +8,8 @@
 #include "common/log.h"
 #include "expert_shard/weight_loader.h"
 #include "rpc/grpc_status.h"
+#include "rpc/nccl_link.h"
+#include "rpc/shared_memory_link.h"
 
 namespace conclave {
 namespace {
@@ -20,7 +22,6 @@ class RefusedStream : public grpc::ServerBidiReactor<Request, Response> {
   void OnDone() override { delete this; }
 };
 using RefusedForward = RefusedStream<grpc::ByteBuffer, grpc::ByteBuffer>;
-using RefusedSharedMemory = RefusedStream<v1::SharedMemoryOffer, v1::SharedMemoryAnswer>;
 
 }  // namespace
 
@@ -48,7 +49,7 @@ v1::ShardDescription MakeShardDescription(const std::string& model_name, const Q
 
 ExpertService::~ExpertService() {
   absl::MutexLock lock(&mutex_);
-  CHECK(streams_.empty() && shared_memory_streams_.empty())
+  CHECK(streams_.empty() && link_streams_.empty())
       << "the server must stop before its service is gone";
 }
 
@@ -63,17 +64,17 @@ void ExpertService::Activate(v1::ShardDescription description, DispatchRules rul
 
 void ExpertService::BeginDrain() {
   std::vector<std::shared_ptr<ForwardStream>> streams;
-  std::vector<std::shared_ptr<SharedMemoryStream>> shared_memory_streams;
+  std::vector<std::shared_ptr<LinkStream>> link_streams;
   {
     absl::MutexLock lock(&mutex_);
     if (draining_.exchange(true)) return;
     for (const auto& [id, stream] : streams_) streams.push_back(stream);
-    for (const auto& [id, stream] : shared_memory_streams_) shared_memory_streams.push_back(stream);
+    for (const auto& [id, stream] : link_streams_) link_streams.push_back(stream);
   }
   metrics_->ready.Set(0);
   metrics_->drains_total.Increment();
   LOG_INFO("draining {} streams", streams.size());
-  for (const auto& stream : shared_memory_streams) stream->Drain();
+  for (const auto& stream : link_streams) stream->Drain();
   for (const auto& stream : streams) stream->Drain();
 }
 
@@ -109,27 +110,62 @@ grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* ExpertService::Forw
   return stream.get();
 }
 
-grpc::ServerBidiReactor<v1::SharedMemoryOffer, v1::SharedMemoryAnswer>*
-ExpertService::OpenSharedMemory(grpc::CallbackServerContext* /*context*/) {
-  if (!shared_memory_) {
-    return new RefusedSharedMemory(
-        absl::FailedPreconditionError("the shard runs with --shared_memory=off"));
-  }
+template <typename Offer, typename Answer>
+grpc::ServerBidiReactor<Offer, Answer>* ExpertService::OpenLink(
+    const absl::Status& allowed, prometheus::Gauge* workers,
+    absl::StatusOr<std::unique_ptr<FrameLink>> (ExpertService::*accept)(const Offer& offer,
+                                                                        const Active& active,
+                                                                        Answer* answer)) {
+  using Refused = RefusedStream<Offer, Answer>;
+  if (!allowed.ok()) return new Refused(allowed);
   const Active* active = active_.load(std::memory_order_acquire);
   if (active == nullptr) {
-    return new RefusedSharedMemory(
-        absl::UnavailableError("the expert shard is loading its experts"));
+    return new Refused(absl::UnavailableError("the expert shard is loading its experts"));
   }
   absl::MutexLock lock(&mutex_);  // as in Forward
-  if (draining_.load()) return new RefusedSharedMemory(errors::Draining("expert shard"));
+  if (draining_.load()) return new Refused(errors::Draining("expert shard"));
   const int64_t id = next_stream_id_++;
-  std::shared_ptr<SharedMemoryStream> stream =
-      SharedMemoryStream::Start(&active->parts, [this, id] {
+  auto stream = OfferStream<Offer, Answer>::Start(
+      &active->parts, workers,
+      [this, active, accept](const Offer& offer, Answer* answer) {
+        return (this->*accept)(offer, *active, answer);
+      },
+      [this, id] {
         absl::MutexLock on_done_lock(&mutex_);
-        shared_memory_streams_.erase(id);
+        link_streams_.erase(id);
       });
-  shared_memory_streams_.emplace(id, stream);
+  link_streams_.emplace(id, stream);
   return stream.get();
+}
+
+grpc::ServerBidiReactor<v1::SharedMemoryOffer, v1::SharedMemoryAnswer>*
+ExpertService::OpenSharedMemory(grpc::CallbackServerContext* /*context*/) {
+  const absl::Status allowed =
+      shared_memory_ ? absl::OkStatus()
+                     : absl::FailedPreconditionError("the shard runs with --shared_memory=off");
+  return OpenLink(allowed, &metrics_->shared_memory_workers, &ExpertService::AcceptMemory);
+}
+
+absl::StatusOr<std::unique_ptr<FrameLink>> ExpertService::AcceptMemory(
+    const v1::SharedMemoryOffer& offer, const Active& active, v1::SharedMemoryAnswer* answer) {
+  TokenBatcher& batcher = *active.parts.batcher;
+  return AcceptSharedMemory(offer, batcher.bell(), &batcher.pool(), answer);
+}
+
+grpc::ServerBidiReactor<v1::NcclOffer, v1::NcclAnswer>* ExpertService::OpenNccl(
+    grpc::CallbackServerContext* /*context*/) {
+  const absl::Status allowed = nccl_ != nullptr
+                                   ? absl::OkStatus()
+                                   : absl::FailedPreconditionError("the shard runs without NCCL");
+  return OpenLink(allowed, &metrics_->nccl_workers, &ExpertService::AcceptNcclOffer);
+}
+
+absl::StatusOr<std::unique_ptr<FrameLink>> ExpertService::AcceptNcclOffer(
+    const v1::NcclOffer& offer, const Active& active, v1::NcclAnswer* answer) {
+  const NcclPeers peers{active.description.model().fingerprint(),
+                        active.description.placement_epoch(),
+                        static_cast<int>(active.description.model().hidden_size())};
+  return AcceptNccl(offer, nccl_, peers, &active.parts.batcher->bell(), answer);
 }
 
 }  // namespace conclave

@@ -10,9 +10,10 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
 #include "expert_shard/forward_stream.h"
-#include "expert_shard/shared_memory_stream.h"
+#include "expert_shard/link_stream.h"
 #include "model/qwen3_config.h"
 #include "proto/conclave/v1/expert_shard.grpc.pb.h"
+#include "rpc/nccl_transport.h"
 
 namespace conclave {
 
@@ -25,12 +26,15 @@ v1::ShardDescription MakeShardDescription(const std::string& model_name, const Q
 // streams are refused with Unavailable.
 class ExpertService final
     : public v1::ExpertShard::WithRawCallbackMethod_Forward<
-          v1::ExpertShard::WithCallbackMethod_OpenSharedMemory<
-              v1::ExpertShard::WithCallbackMethod_Describe<v1::ExpertShard::Service>>> {
+          v1::ExpertShard::WithCallbackMethod_OpenNccl<
+              v1::ExpertShard::WithCallbackMethod_OpenSharedMemory<
+                  v1::ExpertShard::WithCallbackMethod_Describe<v1::ExpertShard::Service>>>> {
  public:
-  // `shared_memory`: whether workers of this host may send their dispatches that way.
-  explicit ExpertService(ShardMetrics* metrics, bool shared_memory = true)
-      : metrics_(metrics), shared_memory_(shared_memory) {}
+  // `shared_memory`: whether workers of this host may send their dispatches that way. `nccl`
+  // (borrowed; may be null): what they may send them by.
+  explicit ExpertService(ShardMetrics* metrics, bool shared_memory = true,
+                         NcclTransport* nccl = nullptr)
+      : metrics_(metrics), shared_memory_(shared_memory), nccl_(nccl) {}
   ~ExpertService() override;  // the server has stopped
 
   // The experts are loaded: serves them from now on. Call once; `batcher` outlives the server.
@@ -47,6 +51,8 @@ class ExpertService final
       grpc::CallbackServerContext* context) override;
   grpc::ServerBidiReactor<v1::SharedMemoryOffer, v1::SharedMemoryAnswer>* OpenSharedMemory(
       grpc::CallbackServerContext* context) override;
+  grpc::ServerBidiReactor<v1::NcclOffer, v1::NcclAnswer>* OpenNccl(
+      grpc::CallbackServerContext* context) override;
 
  private:
   struct Active {
@@ -54,8 +60,23 @@ class ExpertService final
     ShardParts parts;
   };
 
+  // Accepts a link if `allowed` is OK, or refuses it.
+  template <typename Offer, typename Answer>
+  grpc::ServerBidiReactor<Offer, Answer>* OpenLink(
+      const absl::Status& allowed, prometheus::Gauge* workers,
+      absl::StatusOr<std::unique_ptr<FrameLink>> (ExpertService::*accept)(const Offer& offer,
+                                                                          const Active& active,
+                                                                          Answer* answer));
+  absl::StatusOr<std::unique_ptr<FrameLink>> AcceptMemory(const v1::SharedMemoryOffer& offer,
+                                                          const Active& active,
+                                                          v1::SharedMemoryAnswer* answer);
+  absl::StatusOr<std::unique_ptr<FrameLink>> AcceptNcclOffer(const v1::NcclOffer& offer,
+                                                             const Active& active,
+                                                             v1::NcclAnswer* answer);
+
   ShardMetrics* const metrics_;
   const bool shared_memory_;
+  NcclTransport* const nccl_;
   std::unique_ptr<const Active> owned_;         // written once, before active_
   std::atomic<const Active*> active_{nullptr};  // null until the experts are loaded
   std::atomic<bool> draining_{false};
@@ -63,8 +84,7 @@ class ExpertService final
   absl::Mutex mutex_;
   int64_t next_stream_id_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::flat_hash_map<int64_t, std::shared_ptr<ForwardStream>> streams_ ABSL_GUARDED_BY(mutex_);
-  absl::flat_hash_map<int64_t, std::shared_ptr<SharedMemoryStream>> shared_memory_streams_
-      ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<int64_t, std::shared_ptr<LinkStream>> link_streams_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace conclave

@@ -5,7 +5,6 @@
 #include <filesystem>
 #include <iostream>
 #include <optional>
-#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -19,7 +18,8 @@
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/status_macros.h"
-#include "expert_shard/expert_service.h"
+#include "expert_shard/device_experts.h"
+#include "expert_shard/shard_host.h"
 #include "expert_shard/weight_loader.h"
 #include "kernels/device.h"
 #include "model/expert_placement.h"
@@ -30,6 +30,15 @@
 #include "rpc/announce.h"
 #include "rpc/server_runner.h"
 #include "rpc/shutdown_signals.h"
+#include "rpc/transport_choice.h"
+
+#if defined(CONCLAVE_HAVE_NCCL)
+#include "kernels/cuda/nccl.h"
+#endif
+
+#if defined(CONCLAVE_HAVE_CUDA)
+#include "expert_shard/cuda/open_cuda_experts.h"
+#endif
 
 namespace conclave {
 namespace {
@@ -46,8 +55,12 @@ struct ShardOptions {
   std::string log_level = "info";
   std::string log_format = "text";
   std::string cpu_isa = "auto";
+  std::string expert_transport = "auto";
   std::string shared_memory = "auto";
   std::string weight_dtype = "auto";
+  std::string device = "cpu";
+  std::string load_format = "auto";
+  double gpu_memory_utilization = 0.9;
   CpuPlacementOptions placement;
   int threads = 0;
   double drain_seconds = absl::ToDoubleSeconds(limits::kDefaultDrainDeadline);
@@ -73,6 +86,15 @@ void AddFlags(CLI::App* app, ShardOptions* options) {
                   "How weights are kept: auto (as in the checkpoint), bf16, int8 or int4; the same "
                   "as the workers'")
       ->capture_default_str();
+  app->add_option("--device", options->device,
+                  "Where experts run: cpu, cuda or cuda:N (the N-th GPU)")
+      ->capture_default_str();
+  app->add_option("--load_format", options->load_format,
+                  "auto: the checkpoint; dummy: made-up weights of config.json's shapes, on a GPU")
+      ->capture_default_str();
+  app->add_option("--gpu_memory_utilization", options->gpu_memory_utilization,
+                  "Share of the GPU's memory for weights and workspace")
+      ->capture_default_str();
   app->add_option("--cpus", options->placement.cpus, "CPUs to run on, as 0-15,32-47");
   app->add_option("--numa_node", options->placement.numa_node,
                   "NUMA node whose CPUs and memory to use");
@@ -84,6 +106,12 @@ void AddFlags(CLI::App* app, ShardOptions* options) {
          "auto: workers of this host may send frames through shared memory; off: gRPC only")
       ->check(CLI::IsMember({"auto", "off"}))
       ->capture_default_str();
+  app->add_option("--expert_transport", options->expert_transport,
+                  "How workers of this host may send frames: auto (nccl with --device=cuda, "
+                  "shared_memory, grpc), nccl (the same, but do not start without it), "
+                  "shared_memory (no nccl), or grpc")
+      ->check(CLI::IsMember({"auto", "nccl", "shared_memory", "grpc"}))
+      ->capture_default_str();
   app->add_option("--log_level", options->log_level, "debug, info, warning or error")
       ->capture_default_str();
   app->add_option("--log_format", options->log_format, "text for people, json: one object a line")
@@ -91,13 +119,15 @@ void AddFlags(CLI::App* app, ShardOptions* options) {
 }
 
 std::vector<FlagGroup> Groups() {
-  return {
-      {"Model", {"--model", "--experts", "--shard_index", "--num_shards"}},
-      {"Network",
-       {"--listen", "--metrics_listen", "--shared_memory", "--tls_cert_file", "--tls_key_file"}},
-      {"Compute", {"--threads", "--cpu_isa", "--weight_dtype", "--cpus", "--numa_node"}},
-      {"Load", {"--drain_seconds"}},
-      {"Logs", {"--log_level", "--log_format"}}};
+  return {{"Model", {"--model", "--experts", "--shard_index", "--num_shards"}},
+          {"Network",
+           {"--listen", "--metrics_listen", "--expert_transport", "--shared_memory",
+            "--tls_cert_file", "--tls_key_file"}},
+          {"Compute",
+           {"--device", "--threads", "--cpu_isa", "--weight_dtype", "--cpus", "--numa_node",
+            "--load_format", "--gpu_memory_utilization"}},
+          {"Load", {"--drain_seconds"}},
+          {"Logs", {"--log_level", "--log_format"}}};
 }
 
 bool ByIndex(const ShardOptions& options) {
@@ -122,13 +152,35 @@ absl::StatusOr<std::vector<int>> ChooseExperts(const ShardOptions& options,
   return ExpertsOfShard(config.num_experts, options.num_shards, options.shard_index);
 }
 
+absl::Status CheckDeviceFlags(const ShardOptions& options) {
+  if (options.load_format != "auto" && options.load_format != "dummy") {
+    return errors::OutOfRange("--load_format", options.load_format, "auto or dummy");
+  }
+  if (!(options.gpu_memory_utilization > 0 && options.gpu_memory_utilization <= 1)) {
+    return errors::OutOfRange("--gpu_memory_utilization", options.gpu_memory_utilization,
+                              "above 0, at most 1");
+  }
+  if (options.device == "cpu") {
+    if (options.load_format == "auto") return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        "--load_format is dummy, which needs --device=cuda; for the CPU, `conclave synth` writes a "
+        "checkpoint of made-up weights");
+  }
+  if (options.weight_dtype != "auto") {
+    return errors::OutOfRange("--weight_dtype on a device", options.weight_dtype,
+                              "auto: as in the checkpoint");
+  }
+  return absl::OkStatus();
+}
+
 // What can be said of the flags before the model is read.
 std::vector<absl::Status> CheckFlags(const ShardOptions& options) {
   std::vector<absl::Status> found = {
       InitLog("expert-shard", options.log_level, options.log_format),
       ForFlag("--listen", CheckListenAddress(options.listen)),
       ForFlag("--metrics_listen", ParseHostPort(options.metrics_listen).status()),
-      ForFlag("--cpu_isa", ParseCpuIsa(options.cpu_isa).status())};
+      ForFlag("--cpu_isa", ParseCpuIsa(options.cpu_isa).status()),
+      ChooseTransports(options.expert_transport, options.shared_memory).status()};
   if (ByIndex(options) == !options.experts.empty()) {
     found.push_back(
         absl::InvalidArgumentError("want either --experts or both --shard_index and --num_shards"));
@@ -139,6 +191,7 @@ std::vector<absl::Status> CheckFlags(const ShardOptions& options) {
   if (!(options.drain_seconds >= 0 && options.drain_seconds <= 3600)) {
     found.push_back(errors::OutOfRange("--drain_seconds", options.drain_seconds, "0..3600"));
   }
+  found.push_back(CheckDeviceFlags(options));
   return found;
 }
 
@@ -147,13 +200,6 @@ absl::Status CheckMemory(const Qwen3Config& config, size_t num_experts, WeightDt
   plan.expert_weight_bytes = PackedExpertBytes(config, static_cast<int>(num_experts), dtype);
   ASSIGN_OR_RETURN(const int64_t available, AvailableMemoryBytes());
   return CheckFits(plan, available);
-}
-
-// Differs from start to start, so that a worker notices that a shard is another one than before.
-uint64_t NewPlacementEpoch() {
-  std::random_device random;
-  const uint64_t high = random();
-  return ((high << 32) | random()) ^ static_cast<uint64_t>(absl::ToUnixNanos(absl::Now()));
 }
 
 std::string ModelName(const std::string& model_dir) {
@@ -172,19 +218,46 @@ LoadProgress LogProgress(const ShutdownSignals& signals) {
   };
 }
 
-absl::StatusOr<std::unique_ptr<ExpertRunner>> LoadRunner(const ShardOptions& options,
-                                                         const Qwen3Config& config,
-                                                         const std::vector<int>& experts,
-                                                         WeightDtype dtype, const Device& device,
-                                                         const ShutdownSignals& signals,
-                                                         std::string* fingerprint) {
-  RETURN_IF_ERROR(CheckMemory(config, experts.size(), dtype));
-  ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(options.model));
-  ASSIGN_OR_RETURN(*fingerprint, Fingerprint(*checkpoint, config));
+absl::StatusOr<std::unique_ptr<ExpertRunner>> LoadRunner(
+    const ShardOptions& options, const Qwen3Config& config, const std::vector<int>& experts,
+    WeightDtype dtype, const Device& device, const OpenDeviceExperts& open_device,
+    const ShutdownSignals& signals, std::string* fingerprint) {
+  const bool on_cpu = options.device == "cpu";
+  if (!on_cpu && !open_device) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("device is \"", options.device,
+                     "\", this build runs on \"cpu\" alone: build with a CUDA toolkit "
+                     "(-DCONCLAVE_CUDA=ON)"));
+  }
+  if (on_cpu) RETURN_IF_ERROR(CheckMemory(config, experts.size(), dtype));
+  std::unique_ptr<Checkpoint> checkpoint;
+  *fingerprint = DummyFingerprint(config);
+  if (options.load_format != "dummy") {
+    ASSIGN_OR_RETURN(checkpoint, Checkpoint::Open(options.model));
+    ASSIGN_OR_RETURN(*fingerprint, Fingerprint(*checkpoint, config));
+  }
+  if (!on_cpu) {
+    return open_device({.device = options.device,
+                        .config = &config,
+                        .checkpoint = checkpoint.get(),
+                        .expert_ids = experts,
+                        .memory_utilization = options.gpu_memory_utilization,
+                        .say = [](absl::string_view text) { LOG_INFO("{}", std::string(text)); },
+                        .progress = LogProgress(signals)});
+  }
   return ExpertRunner::Load(*checkpoint, config, experts, dtype, device, LogProgress(signals));
 }
 
-absl::Status Run(const ShardOptions& options) {
+absl::StatusOr<std::unique_ptr<NcclApi>> OpenNcclOn(const std::string& device) {
+#if defined(CONCLAVE_HAVE_NCCL)
+  return cuda::OpenNccl(device);
+#else
+  return absl::FailedPreconditionError(
+      absl::StrCat("device is \"", device, "\", this program was built without NCCL"));
+#endif
+}
+
+absl::Status Run(const ShardOptions& options, const OpenDeviceExperts& open_device) {
   ASSIGN_OR_RETURN(const std::vector<int> cpus, PlaceProcess(options.placement));
   ShutdownSignals signals;
   ASSIGN_OR_RETURN(const CpuIsa isa, ParseCpuIsa(options.cpu_isa));
@@ -198,16 +271,17 @@ absl::Status Run(const ShardOptions& options) {
            pool.num_threads(), FormatIdList(cpus), std::string(CpuIsaName(isa)));
 
   Metrics metrics;
-  ShardMetrics shard_metrics(&metrics, config);
   ASSIGN_OR_RETURN(const HostPort metrics_listen, ParseHostPort(options.metrics_listen));
   ASSIGN_OR_RETURN(const int metrics_port, metrics.Serve(metrics_listen.host, metrics_listen.port));
-  std::unique_ptr<ExpertRunner> runner;
-  std::unique_ptr<TokenBatcher> batcher;
-  // After what it uses, before the server that calls it.
-  ExpertService service(&shard_metrics, options.shared_memory == "auto");
+  ASSIGN_OR_RETURN(const TransportChoice transports,
+                   ChooseTransports(options.expert_transport, options.shared_memory));
+  ASSIGN_OR_RETURN(
+      const std::unique_ptr<NcclTransport> nccl,
+      OpenNcclTransport(transports.nccl, [&options] { return OpenNcclOn(options.device); }));
+  ShardHost shard(&metrics, config, transports.shared_memory, nccl.get());  // before its server
   ServerOptions server_options;
   server_options.listen = options.listen;
-  server_options.services = {&service};
+  server_options.services = {shard.service()};
   server_options.traffic = Traffic::kTensors;
   server_options.tls_cert_file = options.tls_cert_file;
   server_options.tls_key_file = options.tls_key_file;
@@ -216,25 +290,20 @@ absl::Status Run(const ShardOptions& options) {
                   {"metrics", FormatHostPort(metrics_listen.host, metrics_port)}});
 
   std::string fingerprint;
-  absl::StatusOr<std::unique_ptr<ExpertRunner>> loaded =
-      LoadRunner(options, config, experts, dtype, Device{isa, &pool}, signals, &fingerprint);
+  absl::StatusOr<std::unique_ptr<ExpertRunner>> loaded = LoadRunner(
+      options, config, experts, dtype, Device{isa, &pool}, open_device, signals, &fingerprint);
   if (absl::IsCancelled(loaded.status())) return absl::OkStatus();
   if (!loaded.ok()) return loaded.status();
-  runner = *std::move(loaded);
-  batcher = std::make_unique<TokenBatcher>(runner.get(), &shard_metrics);
-  const uint64_t epoch = NewPlacementEpoch();
-  service.Activate(
-      MakeShardDescription(ModelName(options.model), config, fingerprint, *runner, epoch),
-      DispatchRules(config, experts, epoch), batcher.get());
+  const size_t megabytes = (*loaded)->weight_bytes() / 1'000'000;
+  shard.Serve(ModelName(options.model), fingerprint, *std::move(loaded));
   server->SetServing(true);
   PrintReady();
-  LOG_INFO("serving {} MB of experts on {}", runner->weight_bytes() / 1'000'000, server->address());
+  LOG_INFO("serving {} MB of experts on {}", megabytes, server->address());
 
   signals.Wait();
   server->SetServing(false);
-  service.BeginDrain();
+  shard.BeginDrain();
   server->DrainAndStop(absl::Seconds(options.drain_seconds));
-  batcher->Stop();
   return absl::OkStatus();
 }
 
@@ -249,7 +318,11 @@ int main(int argc, char** argv) {
   const std::optional<int> end = conclave::ParseFlags(
       app, "conclave-expert-shard", "CONCLAVE_EXPERT_SHARD", conclave::Groups(), check, argc, argv);
   if (end.has_value()) return *end;
-  const absl::Status status = conclave::Run(options);
+  conclave::OpenDeviceExperts open_device;  // empty: a build for the CPU alone
+#if defined(CONCLAVE_HAVE_CUDA)
+  open_device = conclave::OpenCudaExperts;
+#endif
+  const absl::Status status = conclave::Run(options, open_device);
   if (status.ok()) return 0;
   std::cerr << "conclave-expert-shard: " << status.ToString() << std::endl;
   return 1;

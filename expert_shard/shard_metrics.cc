@@ -25,6 +25,8 @@ ShardMetrics::ShardMetrics(Metrics* metrics, const Qwen3Config& config)
       shared_memory_workers(
           metrics->Gauge("conclave_shard_shared_memory_workers",
                          "Workers of this host whose dispatches come through shared memory")),
+      nccl_workers(metrics->Gauge("conclave_shard_nccl_workers",
+                                  "Workers of this host whose dispatches come over NCCL")),
       ready(metrics->Gauge("conclave_shard_ready", "1 while loaded and not draining")),
       drains_total(metrics->Counter("conclave_shard_drains_total", "Drains begun")),
       metrics_(metrics),

@@ -23,6 +23,7 @@ class ShardMetrics {
   prometheus::Gauge& queue_frames;
   prometheus::Gauge& streams;
   prometheus::Gauge& shared_memory_workers;
+  prometheus::Gauge& nccl_workers;
   prometheus::Gauge& ready;
   prometheus::Counter& drains_total;
 

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "common/check.h"
+#include "common/fp8.h"
 #include "kernels/cpu/dispatch.h"
-#include "kernels/fp8.h"
 #include "kernels/quantize.h"
 
 namespace conclave {

@@ -43,4 +43,10 @@ absl::StatusOr<std::string> Fingerprint(const Checkpoint& checkpoint, const Qwen
   return sha.HexDigest().substr(0, kDigits);
 }
 
+std::string DummyFingerprint(const Qwen3Config& config) {
+  Sha256 sha;
+  sha.Update(absl::StrCat("dummy\n", FormatQwen3Config(config)));
+  return sha.HexDigest().substr(0, kDigits);
+}
+
 }  // namespace conclave

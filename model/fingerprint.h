@@ -17,4 +17,7 @@ namespace conclave {
 // cold disk. Errors: those of CheckCatalog.
 absl::StatusOr<std::string> Fingerprint(const Checkpoint& checkpoint, const Qwen3Config& config);
 
+// Of made-up weights (--load_format=dummy), which depend on the config alone.
+std::string DummyFingerprint(const Qwen3Config& config);
+
 }  // namespace conclave

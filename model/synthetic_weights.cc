@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "common/bfloat16.h"
+#include "common/fp8.h"
 #include "model/weight_catalog.h"
 #include "model/weight_reader.h"
 
@@ -39,7 +40,7 @@ std::array<uint8_t, 256> MakeEvenCodes() {
     const float value = (static_cast<float>(i) - 127.5f) / 127.5f * kMaxE4M3;
     float nearest = INFINITY;
     for (int code = 0; code < 256; ++code) {
-      const float distance = std::abs(Fp8E4M3ToFloat(static_cast<uint8_t>(code)) - value);
+      const float distance = std::abs(E4M3ToFloat(static_cast<uint8_t>(code)) - value);
       if (distance < nearest) {  // never for NaN
         nearest = distance;
         codes[i] = static_cast<uint8_t>(code);

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/errors.h"
+#include "common/fp8.h"
 #include "common/status_macros.h"
 #include "model/page_hints.h"
 
@@ -65,8 +66,7 @@ void ConvertFloats(const TensorView& tensor, int64_t begin, int64_t count, BFloa
 const std::array<float, 256>& Fp8Table() {
   static const std::array<float, 256> table = [] {
     std::array<float, 256> values;
-    for (int bits = 0; bits < 256; ++bits)
-      values[bits] = Fp8E4M3ToFloat(static_cast<uint8_t>(bits));
+    for (int bits = 0; bits < 256; ++bits) values[bits] = E4M3ToFloat(static_cast<uint8_t>(bits));
     return values;
   }();
   return table;
@@ -133,18 +133,6 @@ absl::StatusOr<TensorView> FindWeight(const Checkpoint& checkpoint, absl::string
 }
 
 }  // namespace
-
-float Fp8E4M3ToFloat(uint8_t bits) {
-  const uint32_t sign = static_cast<uint32_t>(bits & 0x80) << 24;
-  const uint32_t exponent = bits >> 3 & 0xf;
-  const uint32_t mantissa = bits & 7;
-  if ((bits & 0x7f) == 0x7f) return std::bit_cast<float>(sign | 0x7fc00000u);
-  if (exponent == 0) {
-    const float value = static_cast<float>(mantissa) / 512;  // mantissa / 8 * 2^-6
-    return sign != 0 ? -value : value;
-  }
-  return std::bit_cast<float>(sign | (exponent + 127 - 7) << 23 | mantissa << 20);
-}
 
 float HalfToFloat(uint16_t bits) {
   const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;

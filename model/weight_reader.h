@@ -86,9 +86,6 @@ absl::StatusOr<std::vector<BFloat16>> ReadVector(const Checkpoint& checkpoint,
 absl::Status CheckWeight(const Checkpoint& checkpoint, absl::string_view name,
                          const std::vector<int64_t>& shape);
 
-// Value of an F8_E4M3 (finite, "FN") byte: 1 sign, 4 exponent (bias 7), 3 mantissa bits; 0x7f and
-// 0xff are NaN, there is no infinity, the largest is 448.
-float Fp8E4M3ToFloat(uint8_t bits);
 // Value of an IEEE half.
 float HalfToFloat(uint16_t bits);
 

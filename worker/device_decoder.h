@@ -4,9 +4,11 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "expert_shard/expert_runner.h"
 #include "model/qwen3_config.h"
 #include "model/safetensors.h"
 #include "worker/decoder.h"
@@ -20,7 +22,9 @@ struct DeviceDecoderRequest {
   std::string device;  // as --device has it
   const Qwen3Config* config = nullptr;
   const Checkpoint* checkpoint = nullptr;  // null: made-up weights
-  ExpertExchange* experts = nullptr;       // null: all experts on the device, or a dense model
+  std::vector<int> expert_ids;             // on the device; rising global ids
+  ExpertExchange* experts = nullptr;       // of the other experts; null: there are none
+  bool serve_experts = false;              // to other workers too
   double memory_utilization = 0.9;         // share of the device's memory to use
   int64_t kv_cache_tokens = 0;             // 0: what is left
   int max_running = 0;
@@ -30,6 +34,7 @@ struct DeviceDecoderRequest {
 
 struct DeviceDecoder {
   std::unique_ptr<StepDecoder> decoder;
+  std::unique_ptr<ExpertRunner> served_experts;  // those on the device; with serve_experts
   int64_t num_kv_blocks = 0;
 };
 

@@ -27,7 +27,8 @@ class ExpertExchange {
  public:
   virtual ~ExpertExchange() = default;
 
-  // Computes every pair: expert_rows[r * num_experts_per_tok + k] points to the [hidden_size] row
+  // Computes every pair but those of experts that the caller runs itself (their pointers are null):
+  // expert_rows[r * num_experts_per_tok + k] points to the [hidden_size] row
   // of expert topk_ids[r, k] for row r. The pointers hold until the next Run. Blocks; called by
   // the engine's thread alone. A lost shard is retried on a replica, or waited for, before this
   // returns: no pair is ever skipped.

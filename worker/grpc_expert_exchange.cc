@@ -19,45 +19,8 @@ constexpr absl::Duration kBusyPause = absl::Milliseconds(20);
 // Bytes of a dispatch's header for each pair: varints of a row below 2^21 and an expert below 2^14.
 constexpr size_t kHeaderBytesPerPair = 5;
 constexpr size_t kHeaderBytes = 64;
-// Values of the label "transport".
-constexpr char kGrpcName[] = "grpc";
-constexpr char kSharedMemoryName[] = "shared_memory";
 
 }  // namespace
-
-GrpcExpertExchange::ExchangeMetrics::ExchangeMetrics(Metrics* metrics, size_t num_shards)
-    : local_rows(metrics->Counter("conclave_worker_shard_rows_total",
-                                  "(row, expert) pairs by where they were computed",
-                                  {{"shard", "local"}})),
-      missing_experts(metrics->Gauge(
-          "conclave_worker_missing_experts",
-          "Experts of the model that no shard serves now: steps that need one wait")),
-      shards_with_other_model(
-          metrics->Gauge("conclave_worker_shards_with_other_model",
-                         "Shards not used because they loaded another checkpoint")) {
-  for (const Transport transport : {Transport::kGrpc, Transport::kSharedMemory}) {
-    const MetricLabels labels = {
-        {"transport", transport == Transport::kGrpc ? kGrpcName : kSharedMemoryName}};
-    OfTransport& mine = of(transport);
-    mine.dispatch_bytes = &metrics->Counter("conclave_worker_dispatch_bytes_total",
-                                            "Bytes of rows sent to shards", labels);
-    mine.combine_bytes = &metrics->Counter("conclave_worker_combine_bytes_total",
-                                           "Bytes of rows received from shards", labels);
-    mine.dispatch_seconds = &metrics->Histogram("conclave_worker_dispatch_seconds",
-                                                "From sending a dispatch to its whole answer",
-                                                LatencyBuckets(), labels);
-    mine.retries = &metrics->Counter("conclave_worker_dispatch_retries_total",
-                                     "Dispatches sent again after a loss", labels);
-  }
-  for (size_t shard = 0; shard < num_shards; ++shard) {
-    const MetricLabels labels = {{"shard", absl::StrCat(shard)}};  // its place in --shards
-    shard_up.push_back(&metrics->Gauge("conclave_worker_shard_up",
-                                       "1 while the shard serves this worker", labels));
-    shard_rows.push_back(&metrics->Counter("conclave_worker_shard_rows_total",
-                                           "(row, expert) pairs by where they were computed",
-                                           labels));
-  }
-}
 
 GrpcExpertExchange::GrpcExpertExchange(GrpcExpertExchangeOptions options,
                                        std::unique_ptr<ExpertRunner> local, Metrics* metrics)
@@ -66,7 +29,9 @@ GrpcExpertExchange::GrpcExpertExchange(GrpcExpertExchangeOptions options,
       local_(std::move(local)),
       metrics_(metrics, options_.shards.size()),
       announced_(options_.shards.size()),
+      in_place_(options_.config.num_experts, false),
       busy_until_(options_.shards.size(), absl::InfinitePast()) {
+  for (const int expert : options_.experts_in_place) in_place_[expert] = true;
   for (size_t shard = 0; shard < options_.shards.size(); ++shard) {
     ShardConnection::Options connection;
     connection.shard_idx = static_cast<int>(shard);
@@ -75,6 +40,10 @@ GrpcExpertExchange::GrpcExpertExchange(GrpcExpertExchangeOptions options,
     connection.weight_dtype = options_.weight_dtype;
     connection.num_experts = options_.config.num_experts;
     connection.shared_memory = options_.shared_memory;
+    connection.nccl = options_.nccl;
+    connection.nccl_fp8_dispatches = options_.nccl_fp8_dispatches;
+    connection.hidden_size = options_.config.hidden_size;
+    connection.link_retry = options_.link_retry;
     connections_.push_back(
         std::make_unique<ShardConnection>(std::move(connection), &inbox_, &pool_));
   }
@@ -102,8 +71,9 @@ GrpcExpertExchange::Placement GrpcExpertExchange::LookAtShards() const {
   return placement;
 }
 
-absl::Status GrpcExpertExchange::MissingExpert(const Placement& placement, int layer, int expert,
-                                               absl::Duration waited) const {
+absl::Status GrpcExpertExchange::MissingExperts(const Placement& placement, int layer,
+                                                absl::Span<const int> experts,
+                                                absl::Duration waited) const {
   std::string why;
   for (size_t shard = 0; shard < placement.shards.size(); ++shard) {
     const ShardView& view = placement.shards[shard];
@@ -111,8 +81,17 @@ absl::Status GrpcExpertExchange::MissingExpert(const Placement& placement, int l
     if (view.up) continue;
     absl::StrAppend(&why, "; shard ", connections_[shard]->target(), ": ", view.reason.message());
   }
-  const absl::Status missing = errors::ExpertsMissing(layer, expert, waited);
+  const absl::Status missing = errors::ExpertsMissing(layer, experts, waited);
   return absl::Status(missing.code(), absl::StrCat(missing.message(), why));
+}
+
+std::vector<int> GrpcExpertExchange::ExpertsOf(const LayerPart& part,
+                                               absl::Span<const uint32_t> pairs) {
+  std::vector<int> experts;
+  for (const uint32_t pair : pairs) experts.push_back(static_cast<int>(part.order.experts[pair]));
+  std::sort(experts.begin(), experts.end());
+  experts.erase(std::unique(experts.begin(), experts.end()), experts.end());
+  return experts;
 }
 
 absl::Status GrpcExpertExchange::Ready() {
@@ -122,11 +101,12 @@ absl::Status GrpcExpertExchange::Ready() {
   // Every sparse layer has the same experts in the same places.
   for (int layer = 0; layer < options_.config.num_hidden_layers; ++layer) {
     if (!options_.config.IsSparseLayer(layer)) continue;
-    missing.erase(std::remove_if(missing.begin(), missing.end(),
-                                 [&](int expert) { return IsLocal(layer, expert); }),
-                  missing.end());
+    missing.erase(
+        std::remove_if(missing.begin(), missing.end(),
+                       [&](int expert) { return in_place_[expert] || IsLocal(layer, expert); }),
+        missing.end());
     if (!missing.empty()) {
-      ready = MissingExpert(placement, layer, missing.front(), absl::ZeroDuration());
+      ready = MissingExperts(placement, layer, missing, absl::ZeroDuration());
     }
     break;
   }
@@ -161,7 +141,7 @@ std::vector<v1::ShardState> GrpcExpertExchange::Shards() {
     for (const int expert : view.experts) state.add_expert_ids(expert);
     state.set_rows_sent(connection->rows_sent.load());
     state.set_retries(connection->retries.load());
-    if (view.up) state.set_transport(view.link != nullptr ? kSharedMemoryName : kGrpcName);
+    if (view.up) state.set_transport(TransportName(view.transport()));
     states.push_back(std::move(state));
   }
   return states;
@@ -211,7 +191,9 @@ void GrpcExpertExchange::BeginPart(LayerPart& part, const ExpertBatch& batch,
   part.assigned_pairs.assign(connections_.size(), 0);
   part.lost_since = absl::InfiniteFuture();
   for (uint32_t pair = 0; pair < part.order.slots.size(); ++pair) {
-    const bool local = IsLocal(batch.layer, static_cast<int>(part.order.experts[pair]));
+    const auto expert = static_cast<int>(part.order.experts[pair]);
+    if (in_place_[expert]) continue;
+    const bool local = IsLocal(batch.layer, expert);
     (local ? part.local_pairs : part.unassigned).push_back(pair);
   }
 }
@@ -266,11 +248,11 @@ absl::Status GrpcExpertExchange::AssignPairsOf(LayerPart& part) {
   part.unassigned = std::move(unserved);
   if (!part.unassigned.empty()) {
     part.lost_since = std::min(part.lost_since, now);
-    const int expert = static_cast<int>(part.order.experts[part.unassigned[0]]);
     const bool wrong_model =
         absl::c_any_of(placement_.shards, [](const ShardView& view) { return view.wrong_model; });
     if (wrong_model || now - part.lost_since >= options_.shard_wait) {
-      return MissingExpert(placement_, part.batch.layer, expert, now - part.lost_since);
+      return MissingExperts(placement_, part.batch.layer, ExpertsOf(part, part.unassigned),
+                            now - part.lost_since);
     }
   }
   for (size_t shard = 0; shard < pairs_of_shard.size(); ++shard) {
@@ -351,7 +333,7 @@ void GrpcExpertExchange::SendFrame(LayerPart& part, int shard_idx, absl::Span<co
   dispatch.part = &part;
   dispatch.shard_idx = shard_idx;
   dispatch.path_id = view.path_id();
-  dispatch.transport = view.link != nullptr ? Transport::kSharedMemory : Transport::kGrpc;
+  dispatch.transport = view.transport();
   dispatch.pairs = std::move(pairs);
   dispatch.sent = sent;
   metrics_.of(dispatch.transport)
@@ -479,8 +461,8 @@ absl::Status GrpcExpertExchange::TakeBack(uint64_t sequence) {
   const absl::Time now = absl::Now();
   part.lost_since = std::min(part.lost_since, now);
   if (now - part.lost_since < options_.shard_wait) return absl::OkStatus();
-  const int expert = static_cast<int>(part.order.experts[dispatch.pairs[0]]);
-  return MissingExpert(placement_, part.batch.layer, expert, now - part.lost_since);
+  return MissingExperts(placement_, part.batch.layer, ExpertsOf(part, dispatch.pairs),
+                        now - part.lost_since);
 }
 
 absl::Status GrpcExpertExchange::TakeCombine(ShardCombine combine) {

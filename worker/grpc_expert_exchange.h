@@ -1,6 +1,5 @@
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -17,6 +16,7 @@
 #include "model/qwen3_config.h"
 #include "rpc/buffer_pool.h"
 #include "worker/exchange_inbox.h"
+#include "worker/exchange_metrics.h"
 #include "worker/expert_exchange.h"
 #include "worker/pair_order.h"
 #include "worker/shard_connection.h"
@@ -28,17 +28,25 @@ struct GrpcExpertExchangeOptions {
   std::string fingerprint;            // of the model: shards with another are refused
   std::string weight_dtype = "bf16";  // this worker's, for the words of that refusal
   Qwen3Config config;
+  // Run by the caller itself, on its device: neither missing nor sent, their rows stay null.
+  std::vector<int> experts_in_place;
   // A layer whose experts nobody serves waits this long for a shard to return.
   absl::Duration shard_wait = limits::kDefaultShardWait;
   absl::Duration dispatch_timeout = limits::kDispatchTimeout;
   // Frames go through shared memory where a shard is on this host and agrees.
   bool shared_memory = true;
+  // Tensors go by NCCL where a shard of this host agrees; null: never. Borrowed; it outlives the
+  // exchange.
+  NcclTransport* nccl = nullptr;
+  // Rows of dispatches by NCCL are FP8: half the bytes, and other results than by other ways.
+  bool nccl_fp8_dispatches = false;
+  absl::Duration link_retry = limits::kLinkRetryPause;
 };
 
-// Experts on shards over gRPC or, on one host, shared memory, besides those of a local runner. A
-// layer's pairs are split by expert; each expert's go to one of the shards that hold it; each row
-// goes to a shard once. What a lost shard has not answered is sent to another that holds the
-// expert, or waits for one.
+// Experts on shards over gRPC or, on one host, shared memory or NCCL, besides those of a local
+// runner. A layer's pairs are split by expert; each expert's go to one of the shards that hold it;
+// each row goes to a shard once. What a lost shard has not answered is sent to another that holds
+// the expert, or waits for one.
 class GrpcExpertExchange final : public OverlappingExchange {
  public:
   // Starts to connect at once. `local` (may be null) runs the experts it holds; `metrics` is
@@ -65,7 +73,6 @@ class GrpcExpertExchange final : public OverlappingExchange {
   void Stop() override { inbox_.Stop(); }
 
  private:
-  enum class Transport { kGrpc, kSharedMemory };
   // A batch of one layer, from Start to Finish. Its pairs are indices into `order`; each is local,
   // unassigned, in one outstanding dispatch, or answered.
   struct LayerPart {
@@ -96,29 +103,13 @@ class GrpcExpertExchange final : public OverlappingExchange {
     std::vector<ShardView> shards;
     ExpertPlacement replicas;
   };
-  struct ExchangeMetrics {
-    ExchangeMetrics(Metrics* metrics, size_t num_shards);
-    struct OfTransport {
-      prometheus::Counter* dispatch_bytes = nullptr;
-      prometheus::Counter* combine_bytes = nullptr;
-      prometheus::Histogram* dispatch_seconds = nullptr;
-      prometheus::Counter* retries = nullptr;
-    };
-    OfTransport& of(Transport transport) { return transports[static_cast<size_t>(transport)]; }
-    std::array<OfTransport, 2> transports;
-    prometheus::Counter& local_rows;
-    prometheus::Gauge& missing_experts;
-    prometheus::Gauge& shards_with_other_model;
-    std::vector<prometheus::Gauge*> shard_up;
-    std::vector<prometheus::Counter*> shard_rows;
-  };
-
   Placement LookAtShards() const;
   bool IsLocal(int layer, int expert) const {
     return local_ != nullptr && local_->Holds(layer, expert);
   }
-  absl::Status MissingExpert(const Placement& placement, int layer, int expert,
-                             absl::Duration waited) const;
+  absl::Status MissingExperts(const Placement& placement, int layer, absl::Span<const int> experts,
+                              absl::Duration waited) const;
+  static std::vector<int> ExpertsOf(const LayerPart& part, absl::Span<const uint32_t> pairs);
 
   // Steps of Start and Finish.
   void BeginPart(LayerPart& part, const ExpertBatch& batch,
@@ -163,6 +154,7 @@ class GrpcExpertExchange final : public OverlappingExchange {
   // Below: the engine's thread only.
   Placement placement_;
   uint64_t last_sequence_ = 0;
+  std::vector<bool> in_place_;          // [num_experts]
   std::vector<absl::Time> busy_until_;  // per shard: it refused a dispatch because it was full
   std::array<LayerPart, kParts> parts_;
   absl::flat_hash_map<uint64_t, Outstanding> outstanding_;  // by sequence, of all parts

@@ -29,11 +29,11 @@ absl::Status LocalExpertExchange::Run(const ExpertBatch& batch,
 absl::Status LocalExpertExchange::Ready() {
   for (int layer = 0; layer < config_.num_hidden_layers; ++layer) {
     if (!config_.IsSparseLayer(layer)) continue;
+    std::vector<int> missing;
     for (int expert = 0; expert < config_.num_experts; ++expert) {
-      if (!runner_->Holds(layer, expert)) {
-        return errors::ExpertsMissing(layer, expert, absl::ZeroDuration());
-      }
+      if (!runner_->Holds(layer, expert)) missing.push_back(expert);
     }
+    if (!missing.empty()) return errors::ExpertsMissing(layer, missing, absl::ZeroDuration());
   }
   return absl::OkStatus();
 }

@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <iostream>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -11,27 +12,31 @@
 #include "common/log.h"
 #include "kernels/device.h"
 #include "rpc/address.h"
+#include "rpc/transport_choice.h"
 #include "worker/worker_process.h"
 
 #if defined(CONCLAVE_HAVE_CUDA)
 #include "worker/cuda/open_cuda_decoder.h"
 #endif
+#if defined(CONCLAVE_HAVE_NCCL)
+#include "kernels/cuda/nccl.h"
+#endif
 
 namespace {
 
 std::vector<conclave::FlagGroup> Groups() {
-  return {
-      {"Model", {"--model"}},
-      {"Network", {"--listen", "--metrics_listen"}},
-      {"Experts",
-       {"--shards", "--local_experts", "--shared_memory", "--micro_batch", "--shard_wait_seconds"}},
-      {"Compute",
-       {"--device", "--threads", "--cpu_isa", "--weight_dtype", "--cpus", "--numa_node",
-        "--load_format", "--gpu_memory_utilization"}},
-      {"Load",
-       {"--kv_cache_tokens", "--prefix_cache", "--max_running", "--max_waiting",
-        "--max_step_tokens", "--drain_seconds"}},
-      {"Logs", {"--log_level", "--log_format"}}};
+  return {{"Model", {"--model"}},
+          {"Network", {"--listen", "--metrics_listen"}},
+          {"Experts",
+           {"--shards", "--local_experts", "--expert_transport", "--shared_memory",
+            "--nccl_dispatch_dtype", "--micro_batch", "--shard_wait_seconds"}},
+          {"Compute",
+           {"--device", "--threads", "--cpu_isa", "--weight_dtype", "--cpus", "--numa_node",
+            "--load_format", "--gpu_memory_utilization"}},
+          {"Load",
+           {"--kv_cache_tokens", "--prefix_cache", "--max_running", "--max_waiting",
+            "--max_step_tokens", "--drain_seconds"}},
+          {"Logs", {"--log_level", "--log_format"}}};
 }
 
 }  // namespace
@@ -41,7 +46,9 @@ int main(int argc, char** argv) {
   std::string log_level = "info";
   std::string log_format = "text";
   double shard_wait_seconds = absl::ToDoubleSeconds(options.runtime.shard_wait);
+  std::string expert_transport = "auto";
   std::string shared_memory = "auto";
+  std::string nccl_dispatch_dtype = "bf16";
   double drain_seconds = absl::ToDoubleSeconds(options.drain);
   CLI::App app{
       "conclave-worker: runs attention and generates tokens for one Qwen3 checkpoint. Experts of a "
@@ -102,8 +109,22 @@ int main(int argc, char** argv) {
                  "How long requests wait for a lost expert shard before they fail")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  app.add_option("--shared_memory", shared_memory,
-                 "auto: frames to shards of this host go through shared memory; off: all by gRPC")
+  app.add_option(
+         "--expert_transport", expert_transport,
+         "How frames go to shards of this host: auto (the best that both have: nccl between "
+         "GPUs, then shared_memory, then grpc), nccl (the same, but do not start without "
+         "it), shared_memory (no nccl), or grpc; shards of other hosts are reached by grpc")
+      ->check(CLI::IsMember({"auto", "nccl", "shared_memory", "grpc"}))
+      ->capture_default_str();
+  app.add_option("--nccl_dispatch_dtype", nccl_dispatch_dtype,
+                 "Rows sent to shards over NCCL: bf16, or fp8, which halves their bytes and gives "
+                 "other tokens than bf16 does")
+      ->check(CLI::IsMember({"bf16", "fp8"}))
+      ->capture_default_str();
+  app.add_option(
+         "--shared_memory", shared_memory,
+         "auto: frames to shards of this host may go through shared memory, and the headers "
+         "of NCCL's do; off: all by gRPC")
       ->check(CLI::IsMember({"auto", "off"}))
       ->capture_default_str();
   app.add_option(
@@ -125,6 +146,7 @@ int main(int argc, char** argv) {
         conclave::ForFlag("--listen", conclave::CheckListenAddress(options.listen)),
         conclave::ForFlag("--metrics_listen",
                           conclave::ParseHostPort(options.metrics_listen).status()),
+        conclave::ChooseTransports(expert_transport, shared_memory).status(),
         conclave::ForFlag("--cpu_isa", conclave::ParseCpuIsa(options.runtime.cpu_isa).status())};
   };
   const std::optional<int> end =
@@ -132,9 +154,15 @@ int main(int argc, char** argv) {
   if (end.has_value()) return *end;
   options.runtime.shard_wait = absl::Seconds(shard_wait_seconds);
   options.drain = absl::Seconds(drain_seconds);
-  options.runtime.shared_memory = shared_memory == "auto";
+  options.runtime.transports = *conclave::ChooseTransports(expert_transport, shared_memory);
+  options.runtime.nccl_fp8_dispatches = nccl_dispatch_dtype == "fp8";
 #if defined(CONCLAVE_HAVE_CUDA)
   options.runtime.open_device = conclave::OpenCudaDecoder;
+#endif
+#if defined(CONCLAVE_HAVE_NCCL)
+  options.runtime.open_nccl = [](const std::string& device) {
+    return conclave::cuda::OpenNccl(device);
+  };
 #endif
 
   const absl::Status status = conclave::RunWorkerProcess(options);

@@ -11,6 +11,8 @@
 #include "proto/conclave/v1/expert_shard.grpc.pb.h"
 #include "rpc/channel.h"
 #include "rpc/grpc_status.h"
+#include "worker/nccl_call.h"
+#include "worker/shared_memory_call.h"
 
 namespace conclave {
 namespace {
@@ -28,6 +30,12 @@ ShardConnection::ShardConnection(Options options, ExchangeInbox* inbox, BufferPo
       pool_(pool),
       channel_(MakeChannel(options_.target, Traffic::kTensors)) {
   view_.reason = absl::UnavailableError("not connected yet");
+  if (options_.nccl != nullptr) {
+    link_kinds_.push_back({Transport::kNccl, options_.link_retry, options_.link_retry});
+  }
+  if (options_.shared_memory && inbox_->bell().is_shared()) {
+    link_kinds_.push_back({Transport::kSharedMemory, absl::InfiniteDuration(), {}});
+  }
   thread_ = std::thread([this] { ThreadMain(); });
 }
 
@@ -39,13 +47,13 @@ ShardConnection::~ShardConnection() {
   }
   thread_.join();  // no stream or link is opened any more
   std::shared_ptr<DispatchStream> stream;
-  std::shared_ptr<SharedMemoryCall> link_call;
+  LinkCalls link_calls;
   {
     absl::MutexLock lock(&mutex_);
     stream = stream_;
-    link_call = link_call_;
+    link_calls = TakeLinks();
   }
-  if (link_call != nullptr) link_call->Cancel(absl::CancelledError("the worker stops"));
+  for (const auto& call : link_calls) call->Cancel(absl::CancelledError("the worker stops"));
   if (stream != nullptr) stream->Cancel(absl::CancelledError("the worker stops"));
   // Calls call back until they end.
   absl::MutexLock lock(&mutex_);
@@ -71,87 +79,136 @@ bool ShardConnection::Send(uint64_t stream_id, grpc::ByteBuffer frame) {
 
 void ShardConnection::Reset(uint64_t path_id, const absl::Status& reason) {
   std::shared_ptr<DispatchStream> stream;
-  std::shared_ptr<SharedMemoryCall> link_call;
+  LinkCalls link_calls;
   {
     absl::MutexLock lock(&mutex_);
     if (!view_.HasPath(path_id)) return;
     stream = stream_;
-    link_call = SetDown(reason);
+    link_calls = SetDown(reason);
   }
   inbox_->NotifyChanged();
   stream->Cancel(reason);
-  if (link_call != nullptr) link_call->Cancel(reason);
+  for (const auto& call : link_calls) call->Cancel(reason);
 }
 
 void ShardConnection::DropLink(uint64_t link_id, const absl::Status& reason) {
-  std::shared_ptr<SharedMemoryCall> link_call;
+  std::shared_ptr<LinkCall> call;
   {
     absl::MutexLock lock(&mutex_);
     if (view_.link == nullptr || view_.link_id != link_id) return;
-    LOG_WARNING("shared memory with shard {} is given up for gRPC: {}", options_.target,
-                reason.ToString());
+    LOG_WARNING("the link to shard {} through {} is given up: {}", options_.target,
+                TransportName(link_.transport), reason.ToString());
+    call = std::move(link_.call);
+    LinkFailed(link_, reason);
+    link_ = Link();
     view_.link = nullptr;
-    link_wanted_ = false;
-    link_call = std::move(link_call_);
   }
   inbox_->NotifyChanged();
-  if (link_call != nullptr) link_call->Cancel(reason);
+  if (call != nullptr) call->Cancel(reason);
 }
 
 void ShardConnection::OnStreamEnd(uint64_t stream_id, const absl::Status& reason) {
-  std::shared_ptr<SharedMemoryCall> link_call;
+  LinkCalls link_calls;
   {
     absl::MutexLock lock(&mutex_);
-    if (view_.up && view_.stream_id == stream_id) link_call = SetDown(reason);
+    if (view_.up && view_.stream_id == stream_id) link_calls = SetDown(reason);
   }
-  if (link_call != nullptr) link_call->Cancel(reason);
+  for (const auto& call : link_calls) call->Cancel(reason);
   inbox_->NotifyChanged();
   absl::MutexLock lock(&mutex_);
   --open_calls_;  // last: the destructor may go on from here
 }
 
-void ShardConnection::OpenLink(uint64_t stream_id) {
-  if (!options_.shared_memory || !inbox_->bell().is_shared()) return;
-  {
-    absl::MutexLock lock(&mutex_);
-    if (!view_.HasPath(stream_id)) return;
-    ++open_calls_;
-    link_wanted_ = true;
-  }
-  absl::StatusOr<std::shared_ptr<SharedMemoryCall>> call = SharedMemoryCall::Start(
-      channel_, inbox_->bell(), pool_,
-      {[this, stream_id](std::shared_ptr<FrameLink> link) {
-         OnLinkOpen(stream_id, std::move(link));
-       },
-       [this, stream_id](const absl::Status& reason) { OnLinkEnd(stream_id, reason); }});
-  if (!call.ok()) return OnLinkEnd(stream_id, call.status());
-  {
-    absl::MutexLock lock(&mutex_);
-    if (link_wanted_) {
-      link_call_ = *std::move(call);
-      return;
+void ShardConnection::TendLinks() {
+  while (true) {
+    Link opening;
+    {
+      absl::MutexLock lock(&mutex_);
+      if (DownOrStopping()) return;
+      links_changed_ = false;
+      absl::Time look_again;
+      const LinkKind* kind = NextLink(&look_again);
+      if (kind == nullptr) {
+        mutex_.AwaitWithDeadline(absl::Condition(this, &ShardConnection::LinksChanged), look_again);
+        continue;
+      }
+      ++open_calls_;
+      opening.id = ++last_path_id_;
+      opening.transport = kind->transport;
+      opening_ = opening;
     }
+    const uint64_t id = opening.id;
+    absl::StatusOr<std::shared_ptr<LinkCall>> call =
+        StartLink(opening.transport,
+                  {[this, id](std::shared_ptr<FrameLink> link) { OnLinkOpen(id, std::move(link)); },
+                   [this, id](const absl::Status& reason) { OnLinkEnd(id, reason); }});
+    if (!call.ok()) {
+      OnLinkEnd(id, call.status());
+      continue;
+    }
+    {
+      // It may be open already, or be of no use any more.
+      absl::MutexLock lock(&mutex_);
+      for (Link* link : {&opening_, &link_}) {
+        if (link->id == id) link->call = std::exchange(*call, nullptr);
+      }
+    }
+    if (*call != nullptr) (*call)->Cancel(absl::CancelledError("given up while it was opened"));
   }
-  (*call)->Cancel(absl::CancelledError("given up while it was opened"));
 }
 
-void ShardConnection::OnLinkOpen(uint64_t stream_id, std::shared_ptr<FrameLink> link) {
+ShardConnection::LinkKind* ShardConnection::NextLink(absl::Time* look_again) {
+  *look_again = absl::InfiniteFuture();
+  if (opening_.id != 0) return nullptr;  // its end, either way, is a change
+  const absl::Time now = absl::Now();
+  for (LinkKind& kind : link_kinds_) {
+    if (link_.id != 0 && link_.transport == kind.transport) break;  // none after it is better
+    if (kind.not_before <= now) return &kind;
+    *look_again = std::min(*look_again, kind.not_before);
+  }
+  return nullptr;
+}
+
+absl::StatusOr<std::shared_ptr<LinkCall>> ShardConnection::StartLink(Transport transport,
+                                                                     LinkCall::Events events) {
+  if (transport == Transport::kSharedMemory) {
+    return SharedMemoryCall::Start(channel_, inbox_->bell(), pool_, std::move(events));
+  }
+  const NcclPeers peers{options_.fingerprint, view().placement_epoch, options_.hidden_size};
+  return NcclCall::Start(channel_, options_.nccl, peers, options_.nccl_fp8_dispatches,
+                         &inbox_->bell(), std::move(events));
+}
+
+void ShardConnection::OnLinkOpen(uint64_t id, std::shared_ptr<FrameLink> link) {
+  std::shared_ptr<LinkCall> replaced;
+  Transport transport;
   {
     absl::MutexLock lock(&mutex_);
-    if (!link_wanted_ || !view_.HasPath(stream_id)) return;
+    if (opening_.id != id) return;
+    transport = opening_.transport;
+    replaced = std::move(link_.call);
+    link_ = std::exchange(opening_, Link());
+    link_.opened = absl::Now();
     view_.link = std::move(link);
-    view_.link_id = ++last_path_id_;
+    view_.link_id = id;
+    view_.link_transport = transport;
+    links_changed_ = true;
   }
-  LOG_INFO("shard {} is reached through shared memory", options_.target);
+  LOG_INFO("shard {} is reached through {}", options_.target, TransportName(transport));
   inbox_->NotifyChanged();
+  if (replaced != nullptr) replaced->Cancel(absl::CancelledError("there is a better link"));
 }
 
-void ShardConnection::OnLinkEnd(uint64_t stream_id, const absl::Status& reason) {
+void ShardConnection::OnLinkEnd(uint64_t id, const absl::Status& reason) {
   {
     absl::MutexLock lock(&mutex_);
-    if (view_.HasPath(stream_id) && !stopping_) {
-      LOG_INFO("shard {} is reached over gRPC: {}", options_.target, reason.ToString());
-      view_.link = nullptr;
+    for (Link* link : {&opening_, &link_}) {
+      if (link->id != id) continue;
+      LOG_INFO("shard {} is not reached through {}: {}", options_.target,
+               TransportName(link->transport), reason.ToString());
+      if (link == &link_) view_.link = nullptr;
+      LinkFailed(*link, reason);
+      *link = Link();
     }
   }
   inbox_->NotifyChanged();
@@ -159,15 +216,36 @@ void ShardConnection::OnLinkEnd(uint64_t stream_id, const absl::Status& reason) 
   --open_calls_;  // last: the destructor may go on from here
 }
 
-std::shared_ptr<SharedMemoryCall> ShardConnection::SetDown(const absl::Status& reason) {
+void ShardConnection::LinkFailed(const Link& link, const absl::Status& reason) {
+  for (LinkKind& kind : link_kinds_) {
+    if (kind.transport != link.transport) continue;
+    // One that lasted was well: its loss is a new one.
+    if (absl::Now() - link.opened > 16 * kind.first_pause) kind.next_pause = kind.first_pause;
+    // It would refuse it again: it has no GPU, or another NCCL.
+    const bool refused = absl::IsFailedPrecondition(reason) || absl::IsUnimplemented(reason);
+    kind.not_before = refused ? absl::InfiniteFuture() : absl::Now() + kind.next_pause;
+    kind.next_pause = std::min(2 * kind.next_pause, 16 * kind.first_pause);
+  }
+  links_changed_ = true;
+}
+
+ShardConnection::LinkCalls ShardConnection::TakeLinks() {
+  LinkCalls calls;
+  for (Link* link : {&opening_, &link_}) {
+    if (link->call != nullptr) calls.push_back(std::move(link->call));
+    *link = Link();
+  }
+  view_.link = nullptr;
+  return calls;
+}
+
+ShardConnection::LinkCalls ShardConnection::SetDown(const absl::Status& reason) {
   if (!stopping_) LOG_WARNING("shard {} is lost: {}", options_.target, reason.ToString());
   view_.up = false;
   view_.reason = reason;
   view_.experts.clear();
-  view_.link = nullptr;
-  link_wanted_ = false;
   stream_ = nullptr;
-  return std::move(link_call_);
+  return TakeLinks();
 }
 
 void ShardConnection::ThreadMain() {
@@ -177,8 +255,7 @@ void ShardConnection::ThreadMain() {
     absl::StatusOr<v1::ShardDescription> description = Describe();
     if (description.ok()) {
       OpenStream(*description);
-      absl::MutexLock lock(&mutex_);
-      mutex_.Await(absl::Condition(this, &ShardConnection::DownOrStopping));
+      TendLinks();
     } else {
       absl::MutexLock lock(&mutex_);
       if (view_.reason.message() != description.status().message()) {
@@ -258,6 +335,10 @@ void ShardConnection::OpenStream(const v1::ShardDescription& description) {
     view_.experts.assign(description.expert_ids().begin(), description.expert_ids().end());
     view_.reason = absl::OkStatus();
     view_.wrong_model = false;
+    for (LinkKind& kind : link_kinds_) {
+      kind.not_before = absl::InfinitePast();
+      kind.next_pause = kind.first_pause;
+    }
     // The stream may end, and call OnStreamEnd, before this returns: that waits for the lock.
     stream_ = DispatchStream::Start(
         channel_, {[this, stream_id](CombineFrame frame) {
@@ -267,7 +348,6 @@ void ShardConnection::OpenStream(const v1::ShardDescription& description) {
   }
   LOG_INFO("shard {} serves {} experts", options_.target, description.expert_ids_size());
   inbox_->NotifyChanged();
-  OpenLink(stream_id);
 }
 
 }  // namespace conclave

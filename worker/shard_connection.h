@@ -15,37 +15,43 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "common/limits.h"
 #include "proto/conclave/v1/expert_shard.pb.h"
 #include "rpc/buffer_pool.h"
 #include "rpc/frame_link.h"
+#include "rpc/nccl_transport.h"
 #include "worker/dispatch_stream.h"
 #include "worker/exchange_inbox.h"
-#include "worker/shared_memory_call.h"
+#include "worker/exchange_metrics.h"
+#include "worker/link_call.h"
 
 namespace conclave {
 
 // What a connection knows about its shard now. Frames go by one of two ways: the gRPC stream, which
-// is there while the shard is up, or the link through shared memory, if there is one.
+// is there while the shard is up, or a link, if one was agreed on.
 struct ShardView {
   bool up = false;
   uint64_t stream_id = 0;           // of the stream, while up; no two ways have the same
   std::shared_ptr<FrameLink> link;  // null: by the stream; used by the engine's thread alone
   uint64_t link_id = 0;             // while there is a link
+  Transport link_transport = Transport::kSharedMemory;
   uint64_t placement_epoch = 0;
   std::vector<int> experts;  // while up; rising
   absl::Status reason;       // why it is not up
   bool wrong_model = false;  // that is why
 
+  Transport transport() const { return link != nullptr ? link_transport : Transport::kGrpc; }
   uint64_t path_id() const { return link != nullptr ? link_id : stream_id; }
   bool HasPath(uint64_t id) const {
     return up && (stream_id == id || (link != nullptr && link_id == id));
   }
 };
 
-// One shard: a channel, what Describe said, one open stream, and a link if both are on one host and
-// want it. A thread asks and opens again, with a growing pause, whenever the stream has ended. A
-// link that ends alone is not made again while the stream goes on. Every change of the view is told
-// to the inbox after it happened.
+// One shard: a channel, what Describe said, one open stream, and the best link that both want. A
+// thread asks and opens again, with a growing pause, whenever the stream has ended. A link through
+// shared memory that ends alone is not made again while the stream goes on; one over NCCL is tried
+// again after a growing pause, unless the shard refused it, and frames go by the next best way
+// until then. Every change of the view is told to the inbox after it happened.
 class ShardConnection {
  public:
   struct Options {
@@ -55,6 +61,12 @@ class ShardConnection {
     std::string weight_dtype;  // of this worker, to say what differs
     int num_experts = 0;
     bool shared_memory = true;  // try it
+    // Try it with this; null: do not. Borrowed; it outlives the connection.
+    NcclTransport* nccl = nullptr;
+    bool nccl_fp8_dispatches = false;
+    int hidden_size = 0;
+    // Until NCCL is tried again after it failed, twice as long each time up to 16 times this.
+    absl::Duration link_retry = limits::kLinkRetryPause;
   };
 
   // Both are borrowed; `pool` is for frames of the link.
@@ -73,26 +85,51 @@ class ShardConnection {
   // answered again.
   void Reset(uint64_t path_id, const absl::Status& reason);
 
-  // Gives the link up, if it is still the one: by the stream from now on.
+  // Gives the link up, if it is still the one: by the next best way from now on.
   void DropLink(uint64_t link_id, const absl::Status& reason);
 
   std::atomic<uint64_t> rows_sent{0};
   std::atomic<uint64_t> retries{0};  // dispatches of this shard that were sent again, to any
 
  private:
+  // A kind of link that may be opened, best first.
+  struct LinkKind {
+    Transport transport;
+    absl::Duration first_pause;  // after a failure
+    absl::Duration next_pause;
+    absl::Time not_before = absl::InfinitePast();
+  };
+  // A link that is in use or being opened.
+  struct Link {
+    uint64_t id = 0;  // 0: there is none
+    Transport transport = Transport::kSharedMemory;
+    std::shared_ptr<LinkCall> call;  // null until it was started
+    absl::Time opened = absl::InfiniteFuture();
+  };
+
   void ThreadMain();
   absl::StatusOr<v1::ShardDescription> Describe();
   absl::Status Check(const v1::ShardDescription& description) const;
   void OpenStream(const v1::ShardDescription& description);
   void OnStreamEnd(uint64_t stream_id, const absl::Status& reason);
-  void OpenLink(uint64_t stream_id);
-  void OnLinkOpen(uint64_t stream_id, std::shared_ptr<FrameLink> link);
-  void OnLinkEnd(uint64_t stream_id, const absl::Status& reason);
-  // Returns the link's call, to be cancelled without the lock; may be null.
-  std::shared_ptr<SharedMemoryCall> SetDown(const absl::Status& reason)
+  // Opens links until the stream ends or a stop. Blocks.
+  void TendLinks();
+  absl::StatusOr<std::shared_ptr<LinkCall>> StartLink(Transport transport, LinkCall::Events events);
+  void OnLinkOpen(uint64_t id, std::shared_ptr<FrameLink> link);
+  void OnLinkEnd(uint64_t id, const absl::Status& reason);
+  // The calls of all links, to be cancelled without the lock.
+  using LinkCalls = std::vector<std::shared_ptr<LinkCall>>;
+  LinkCalls SetDown(const absl::Status& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  LinkCalls TakeLinks() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The best kind of link to open now, better than the one in use; or none, and when to look again.
+  LinkKind* NextLink(absl::Time* look_again) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void LinkFailed(const Link& link, const absl::Status& reason)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool DownOrStopping() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return stopping_ || !view_.up;
+  }
+  bool LinksChanged() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return links_changed_ || DownOrStopping();
   }
 
   const Options options_;
@@ -102,10 +139,11 @@ class ShardConnection {
 
   mutable absl::Mutex mutex_;
   ShardView view_ ABSL_GUARDED_BY(mutex_);
-  std::shared_ptr<DispatchStream> stream_ ABSL_GUARDED_BY(mutex_);       // null unless up
-  std::shared_ptr<SharedMemoryCall> link_call_ ABSL_GUARDED_BY(mutex_);  // may have ended
-  // False once the link that was opened last is no longer of use, even if its call is to come.
-  bool link_wanted_ ABSL_GUARDED_BY(mutex_) = false;
+  std::shared_ptr<DispatchStream> stream_ ABSL_GUARDED_BY(mutex_);  // null unless up
+  std::vector<LinkKind> link_kinds_ ABSL_GUARDED_BY(mutex_);
+  Link link_ ABSL_GUARDED_BY(mutex_);     // of view_.link
+  Link opening_ ABSL_GUARDED_BY(mutex_);  // will take its place
+  bool links_changed_ ABSL_GUARDED_BY(mutex_) = false;
   int open_calls_ ABSL_GUARDED_BY(mutex_) = 0;  // those whose on_end is still to come
   uint64_t last_path_id_ ABSL_GUARDED_BY(mutex_) = 0;
   grpc::ClientContext* describing_ ABSL_GUARDED_BY(mutex_) = nullptr;

@@ -8,6 +8,7 @@
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/status_macros.h"
+#include "expert_shard/shard_host.h"
 #include "rpc/address.h"
 #include "rpc/announce.h"
 #include "rpc/server_runner.h"
@@ -72,17 +73,30 @@ absl::Status RunWorkerProcess(const WorkerProcessOptions& options) {
   ServerOptions server_options;
   server_options.listen = options.listen;
   server_options.services = {&service};
+  // Its experts run for other workers too, at the same address; ready before the worker is, which
+  // may wait for theirs.
+  std::unique_ptr<ShardHost> shard;
+  if (runtime->serves_experts()) {
+    shard = std::make_unique<ShardHost>(&metrics, runtime->config(),
+                                        options.runtime.transports.shared_memory, runtime->nccl());
+    server_options.services.push_back(shard->service());
+    server_options.traffic = Traffic::kTensors;
+  }
   ASSIGN_OR_RETURN(const std::unique_ptr<ServerRunner> server, ServerRunner::Start(server_options));
   ASSIGN_OR_RETURN(const int metrics_port, metrics.Serve(metrics_listen.host, metrics_listen.port));
   PrintListening({{"grpc", server->address()},
                   {"metrics", FormatHostPort(metrics_listen.host, metrics_port)}});
   RETURN_IF_ERROR(runtime->Load(
       metrics, [](absl::string_view progress) { LOG_INFO("loaded {}", std::string(progress)); }));
+  if (shard != nullptr) {
+    shard->Serve(runtime->model().name(), runtime->fingerprint(), runtime->TakeServedExperts());
+  }
   service.SetEngine(&runtime->engine(), runtime->experts(), runtime->has_local_experts());
   {
     ReadinessMonitor monitor(service, *server);
     signals.Wait();
     service.StartDraining();
+    if (shard != nullptr) shard->BeginDrain();
   }
   LOG_INFO("draining for at most {}", absl::FormatDuration(options.drain));
   server->DrainAndStop(options.drain);

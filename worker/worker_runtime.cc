@@ -63,12 +63,15 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> WorkerRuntime::Open(
     return absl::InvalidArgumentError(absl::StrCat(
         options.model_dir, " is a dense model: it has no experts for --shards or --local_experts"));
   }
+  ASSIGN_OR_RETURN(runtime->local_experts_, runtime->LocalExperts());
   const std::string tokenizer_path = absl::StrCat(options.model_dir, "/tokenizer.json");
   if (std::filesystem::exists(tokenizer_path)) {
     ASSIGN_OR_RETURN(runtime->vocabulary_, LoadVocabulary(tokenizer_path));
   }
   RETURN_IF_ERROR(runtime->CheckDevice());
-  std::string fingerprint = "dummy";  // no shard has it
+  if (!options.shards.empty()) RETURN_IF_ERROR(runtime->OpenNccl());
+  std::string& fingerprint = runtime->fingerprint_;
+  fingerprint = DummyFingerprint(config);
   if (!runtime->is_dummy()) {
     ASSIGN_OR_RETURN(runtime->checkpoint_, Checkpoint::Open(options.model_dir));
     RETURN_IF_ERROR(CheckCatalog(*runtime->checkpoint_, config));
@@ -99,10 +102,6 @@ absl::Status WorkerRuntime::CheckDevice() const {
     return errors::OutOfRange("gpu_memory_utilization", options_.gpu_memory_utilization,
                               "above 0, at most 1");
   }
-  if (!options_.local_experts.empty() || (is_dummy() && !options_.shards.empty())) {
-    return absl::InvalidArgumentError(
-        "on a device, experts are all on it or all on --shards, and dummy ones on it");
-  }
   if (options_.micro_batch == "on") {
     return errors::OutOfRange("micro_batch on a device", options_.micro_batch, "auto or off");
   }
@@ -117,22 +116,42 @@ absl::Status WorkerRuntime::CheckDevice() const {
                    "(-DCONCLAVE_CUDA=ON)"));
 }
 
+absl::Status WorkerRuntime::OpenNccl() {
+  std::function<absl::StatusOr<std::unique_ptr<NcclApi>>()> open_nccl;
+  if (options_.open_nccl) open_nccl = [this] { return options_.open_nccl(options_.device); };
+  ASSIGN_OR_RETURN(nccl_, OpenNcclTransport(options_.transports.nccl, open_nccl));
+  return absl::OkStatus();
+}
+
 WorkerRuntime::~WorkerRuntime() {
   if (experts_ != nullptr) experts_->Stop();
+}
+
+absl::StatusOr<std::vector<int>> WorkerRuntime::LocalExperts() const {
+  if (config_.num_experts == 0) return std::vector<int>();
+  if (options_.local_experts.empty()) {
+    return options_.shards.empty() ? AllExperts(config_.num_experts) : std::vector<int>();
+  }
+  ASSIGN_OR_RETURN(std::vector<int> ids,
+                   ParseExpertList(options_.local_experts, config_.num_experts));
+  if (!options_.shards.empty()) return ids;
+  std::vector<int> missing;
+  for (const int expert : AllExperts(config_.num_experts)) {
+    if (!std::binary_search(ids.begin(), ids.end(), expert)) missing.push_back(expert);
+  }
+  if (missing.empty()) return ids;
+  return absl::InvalidArgumentError(absl::StrCat("local_experts is ", options_.local_experts,
+                                                 ", want experts ", FormatIdList(missing),
+                                                 " too, or --shards that hold them"));
 }
 
 absl::StatusOr<int64_t> WorkerRuntime::KvTokens() const {
   ASSIGN_OR_RETURN(const int64_t available, AvailableMemoryBytes());
   MemoryPlan plan;
   plan.worker_weight_bytes = PackedWorkerBytes(config_, weight_dtype_);
-  if (config_.num_experts > 0 && has_local_experts()) {
-    int num_local = config_.num_experts;
-    if (!options_.local_experts.empty()) {
-      ASSIGN_OR_RETURN(const std::vector<int> local,
-                       ParseExpertList(options_.local_experts, config_.num_experts));
-      num_local = static_cast<int>(local.size());
-    }
-    plan.expert_weight_bytes = PackedExpertBytes(config_, num_local, weight_dtype_);
+  if (has_local_experts()) {
+    plan.expert_weight_bytes =
+        PackedExpertBytes(config_, static_cast<int>(local_experts_.size()), weight_dtype_);
   }
   plan.kv_bytes_per_token = KvBytesPerToken(config_);
   plan.workspace_bytes = kWorkspaceBytes;
@@ -152,18 +171,16 @@ absl::Status WorkerRuntime::LoadExperts(Metrics& metrics,
                                         const std::function<void(absl::string_view)>& progress) {
   if (config_.num_experts == 0) return absl::OkStatus();
   std::unique_ptr<ExpertRunner> local;
-  if (has_local_experts()) {
-    std::vector<int> ids = AllExperts(config_.num_experts);
-    if (!options_.local_experts.empty()) {
-      ASSIGN_OR_RETURN(ids, ParseExpertList(options_.local_experts, config_.num_experts));
+  if (has_local_experts() && on_cpu()) {
+    const auto tell = [&](size_t done, size_t total) {
+      progress(absl::StrCat("experts: ", done >> 20, " of ", total >> 20, " MiB"));
+      return true;
+    };
+    ASSIGN_OR_RETURN(local, ExpertRunner::Load(*checkpoint_, config_, local_experts_, weight_dtype_,
+                                               device_, tell));
+    if (serves_experts()) {
+      ASSIGN_OR_RETURN(served_experts_, local->Share());
     }
-    ASSIGN_OR_RETURN(
-        local,
-        ExpertRunner::Load(
-            *checkpoint_, config_, ids, weight_dtype_, device_, [&](size_t done, size_t total) {
-              progress(absl::StrCat("experts: ", done >> 20, " of ", total >> 20, " MiB"));
-              return true;
-            }));
   }
   if (options_.shards.empty()) {
     experts_ = std::make_unique<LocalExpertExchange>(config_, std::move(local));
@@ -174,8 +191,11 @@ absl::Status WorkerRuntime::LoadExperts(Metrics& metrics,
   exchange.fingerprint = model_.fingerprint();
   exchange.weight_dtype = model_.weight_dtype();
   exchange.config = config_;
+  if (!on_cpu()) exchange.experts_in_place = local_experts_;
   exchange.shard_wait = options_.shard_wait;
-  exchange.shared_memory = options_.shared_memory;
+  exchange.shared_memory = options_.transports.shared_memory;
+  exchange.nccl = nccl_.get();
+  exchange.nccl_fp8_dispatches = options_.nccl_fp8_dispatches;
   experts_ = std::make_unique<GrpcExpertExchange>(std::move(exchange), std::move(local), &metrics);
   return absl::OkStatus();
 }
@@ -205,13 +225,16 @@ absl::StatusOr<int64_t> WorkerRuntime::LoadOnDevice(
       options_.open_device({.device = options_.device,
                             .config = &config_,
                             .checkpoint = checkpoint_.get(),
+                            .expert_ids = local_experts_,
                             .experts = experts_.get(),
+                            .serve_experts = serves_experts(),
                             .memory_utilization = options_.gpu_memory_utilization,
                             .kv_cache_tokens = options_.kv_cache_tokens,
                             .max_running = options_.max_running,
                             .max_step_tokens = options_.max_step_tokens,
                             .progress = [&](absl::string_view text) { progress(text); }}));
   decoder_ = std::move(opened.decoder);
+  served_experts_ = std::move(opened.served_experts);
   return opened.num_kv_blocks;
 }
 

@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -11,11 +12,13 @@
 #include "common/limits.h"
 #include "common/metrics.h"
 #include "common/thread_pool.h"
+#include "expert_shard/expert_runner.h"
 #include "kernels/device.h"
 #include "kernels/weight_dtype.h"
 #include "model/qwen3_config.h"
 #include "model/safetensors.h"
 #include "proto/conclave/v1/model.pb.h"
+#include "rpc/transport_choice.h"
 #include "text/vocabulary.h"
 #include "worker/decoder.h"
 #include "worker/device_decoder.h"
@@ -45,7 +48,10 @@ struct WorkerRuntimeOptions {
   int max_step_tokens = limits::kDefaultMaxStepTokens;
   bool prefix_cache = true;
   absl::Duration shard_wait = limits::kDefaultShardWait;
-  bool shared_memory = true;         // with shards of this host that agree
+  TransportChoice transports;  // with shards of this host that agree
+  // NCCL of the GPU that `device` names; empty: this build has none.
+  std::function<absl::StatusOr<std::unique_ptr<NcclApi>>(const std::string& device)> open_nccl;
+  bool nccl_fp8_dispatches = false;
   std::string micro_batch = "auto";  // as ParseMicroBatchMode reads it
 };
 
@@ -68,10 +74,15 @@ class WorkerRuntime {
   absl::Status Load(Metrics& metrics, const std::function<void(absl::string_view)>& progress);
 
   Engine& engine() { return *engine_; }
+  NcclTransport* nccl() { return nccl_.get(); }         // null: not used
   ExpertExchange* experts() { return experts_.get(); }  // null for a dense model
-  bool has_local_experts() const {
-    return options_.shards.empty() || !options_.local_experts.empty();
-  }
+  bool has_local_experts() const { return !local_experts_.empty(); }
+
+  // Experts named by --local_experts are for other workers too: a runner of its own for their
+  // dispatches, after Load. Null: this worker serves nobody else.
+  std::unique_ptr<ExpertRunner> TakeServedExperts() { return std::move(served_experts_); }
+  bool serves_experts() const { return !options_.local_experts.empty(); }
+  const std::string& fingerprint() const { return fingerprint_; }  // of the checkpoint
 
  private:
   explicit WorkerRuntime(WorkerRuntimeOptions options) : options_(std::move(options)) {}
@@ -80,13 +91,16 @@ class WorkerRuntime {
   absl::StatusOr<int64_t> KvTokens() const;
   // InvalidArgument or FailedPrecondition if this build cannot run what the options ask for.
   absl::Status CheckDevice() const;
+  absl::Status OpenNccl();
   // Decoder, weights, KV cache and in-process experts on the CPU; returns the KV blocks.
   absl::StatusOr<int64_t> LoadOnCpu(Metrics& metrics,
                                     const std::function<void(absl::string_view)>& progress);
-  // The same on options_.device, but experts there, or all on shards.
+  // The same on options_.device.
   absl::StatusOr<int64_t> LoadOnDevice(Metrics& metrics,
                                        const std::function<void(absl::string_view)>& progress);
   bool on_cpu() const { return options_.device == "cpu"; }
+  // Which experts run in this process; InvalidArgument if none is elsewhere and some are missing.
+  absl::StatusOr<std::vector<int>> LocalExperts() const;
   bool is_dummy() const { return options_.load_format == "dummy"; }
   absl::Status LoadExperts(Metrics& metrics,
                            const std::function<void(absl::string_view)>& progress);
@@ -95,13 +109,17 @@ class WorkerRuntime {
   Qwen3Config config_;
   WeightDtype weight_dtype_ = WeightDtype::kBf16;
   v1::ModelInfo model_;
+  std::string fingerprint_;
+  std::vector<int> local_experts_;        // rising
   std::optional<Vocabulary> vocabulary_;  // empty: a checkpoint without tokenizer.json
   std::unique_ptr<Checkpoint> checkpoint_;
   std::unique_ptr<ThreadPool> pool_;
   Device device_;
   WorkerWeights weights_;
   std::unique_ptr<KvCache> kv_cache_;
+  std::unique_ptr<NcclTransport> nccl_;  // null: not used
   std::unique_ptr<ExpertExchange> experts_;
+  std::unique_ptr<ExpertRunner> served_experts_;
   std::unique_ptr<StepDecoder> decoder_;
   std::unique_ptr<WorkerMetrics> metrics_;
   std::unique_ptr<Engine> engine_;  // last: its thread uses all of the above

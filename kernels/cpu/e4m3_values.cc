@@ -1,5 +1,5 @@
+#include "common/fp8.h"
 #include "kernels/cpu/cpu_ops.h"
-#include "kernels/fp8.h"
 
 namespace conclave::cpu {
 namespace {

@@ -107,16 +107,20 @@ CONCLAVE_DEVICE int BlockSum(int value) {
 }
 
 // Thread block e places the pairs of expert e.
-__global__ void SortPairsKernel(const int32_t* topk_ids, int32_t* expert_offsets,
-                                int32_t* pair_rows, int32_t* pair_of_slot, int num_slots,
-                                int num_experts, int top_k) {
+__global__ void SortPairsKernel(const int32_t* topk_ids, const int32_t* place_of_expert,
+                                int32_t* expert_offsets, int32_t* pair_rows, int32_t* pair_of_slot,
+                                int num_slots, int num_experts, int top_k) {
   __shared__ int warp_counts[kSortWarps];
   const int expert = static_cast<int>(blockIdx.x);
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const auto place = [&](int slot) -> int {
+    const int id = topk_ids[slot];
+    return id < 0 || place_of_expert == nullptr ? id : place_of_expert[id];
+  };
   int below = 0, equal = 0;
   for (int slot = static_cast<int>(threadIdx.x); slot < num_slots; slot += kSortThreads) {
-    const int id = topk_ids[slot];
+    const int id = place(slot);
     below += id >= 0 && id < expert ? 1 : 0;
     equal += id == expert ? 1 : 0;
     if (id < 0 && expert == 0) pair_of_slot[slot] = -1;
@@ -131,7 +135,7 @@ __global__ void SortPairsKernel(const int32_t* topk_ids, int32_t* expert_offsets
   int next = below;
   for (int first = 0; first < num_slots; first += kSortThreads) {
     const int slot = first + static_cast<int>(threadIdx.x);
-    const bool is_mine = slot < num_slots && topk_ids[slot] == expert;
+    const bool is_mine = slot < num_slots && place(slot) == expert;
     const unsigned votes = __ballot_sync(kAllLanes, is_mine);
     __syncthreads();  // of the round before, all have read
     if (lane == 0) warp_counts[warp] = __popc(votes);
@@ -173,7 +177,9 @@ absl::Status MoeGate(const DeviceMoeGateArgs& device_args, const Stream& stream)
 absl::Status SortPairs(const SortPairsArgs& args, const Stream& stream) {
   RETURN_IF_ERROR(CheckRange("num_tokens", args.num_tokens, 0, kMaxRows));
   RETURN_IF_ERROR(CheckRange("num_experts", args.num_experts, 1, limits::kMaxExperts));
-  RETURN_IF_ERROR(CheckRange("num_experts_per_tok", args.num_experts_per_tok, 1, args.num_experts));
+  // Not bounded by num_experts: of those this device may have few.
+  RETURN_IF_ERROR(
+      CheckRange("num_experts_per_tok", args.num_experts_per_tok, 1, limits::kMaxExperts));
   RETURN_IF_ERROR(CheckNotNull({{"expert_offsets", args.expert_offsets}}));
   if (args.num_tokens > 0) {
     RETURN_IF_ERROR(CheckNotNull({{"topk_ids", args.topk_ids},
@@ -182,8 +188,8 @@ absl::Status SortPairs(const SortPairsArgs& args, const Stream& stream) {
   }
   const auto num_slots = static_cast<int>(args.num_tokens * args.num_experts_per_tok);
   return Launch("SortPairs", SortPairsKernel, static_cast<unsigned>(args.num_experts), kSortThreads,
-                0, stream, args.topk_ids, args.expert_offsets, args.pair_rows, args.pair_of_slot,
-                num_slots, args.num_experts, args.num_experts_per_tok);
+                0, stream, args.topk_ids, args.place_of_expert, args.expert_offsets, args.pair_rows,
+                args.pair_of_slot, num_slots, args.num_experts, args.num_experts_per_tok);
 }
 
 }  // namespace conclave::cuda

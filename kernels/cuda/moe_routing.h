@@ -26,6 +26,9 @@ absl::Status MoeGate(const DeviceMoeGateArgs& args, const Stream& stream);
 
 struct SortPairsArgs {
   const int32_t* topk_ids = nullptr;  // [num_tokens, num_experts_per_tok]; -1: no pair
+  // By id: the expert's place among the num_experts of this device, -1: it is elsewhere and its
+  // pairs are none here. Null: ids are places.
+  const int32_t* place_of_expert = nullptr;
   // Sorted by expert, then by token, as worker/pair_order.h does:
   int32_t* expert_offsets = nullptr;  // out [num_experts + 1]: first pair of each expert
   int32_t* pair_rows = nullptr;       // out [num_pairs]: the token

@@ -47,18 +47,20 @@ __global__ void SwiGluKernel(const float* gate_up, BFloat16* output, int64_t int
   output[int64_t{blockIdx.y} * intermediate_size + i] = Round(silu * gate[intermediate_size + i]);
 }
 
-__global__ void CombineKernel(const BFloat16* expert_rows, const int32_t* pair_of_slot,
-                              const float* topk_weights, float* residual, int num_experts_per_tok,
-                              int64_t hidden_size) {
-  const int64_t first_slot = int64_t{blockIdx.y} * num_experts_per_tok;
+__global__ void CombineKernel(const CombineArgs args) {
+  const int64_t first_slot = int64_t{blockIdx.y} * args.num_experts_per_tok;
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i >= hidden_size || pair_of_slot[first_slot] < 0) return;
+  const bool has_others = args.other_of_slot != nullptr;
+  if (i >= args.hidden_size || (!has_others && args.pair_of_slot[first_slot] < 0)) return;
   float sum = 0;
-  for (int k = 0; k < num_experts_per_tok; ++k) {
-    const int64_t pair = pair_of_slot[first_slot + k];
-    sum += topk_weights[first_slot + k] * Widen(expert_rows[pair * hidden_size + i]);
+  for (int64_t slot = first_slot; slot < first_slot + args.num_experts_per_tok; ++slot) {
+    const int64_t pair = args.pair_of_slot[slot];
+    const BFloat16* const row =
+        pair >= 0 ? args.expert_rows + pair * args.hidden_size
+                  : args.other_rows + int64_t{args.other_of_slot[slot]} * args.hidden_size;
+    sum += args.topk_weights[slot] * Widen(row[i]);
   }
-  residual[int64_t{blockIdx.y} * hidden_size + i] += sum;
+  args.residual[int64_t{blockIdx.y} * args.hidden_size + i] += sum;
 }
 
 unsigned BlocksFor(int64_t count) {
@@ -109,10 +111,11 @@ absl::Status Combine(const CombineArgs& args, const Stream& stream) {
                                 {"pair_of_slot", args.pair_of_slot},
                                 {"topk_weights", args.topk_weights},
                                 {"residual", args.residual}}));
+  if (args.other_of_slot != nullptr) {
+    RETURN_IF_ERROR(CheckNotNull({{"other_rows", args.other_rows}}));
+  }
   const dim3 grid(BlocksFor(args.hidden_size), static_cast<unsigned>(args.num_tokens));
-  return Launch("Combine", CombineKernel, grid, kThreads, 0, stream, args.expert_rows,
-                args.pair_of_slot, args.topk_weights, args.residual, args.num_experts_per_tok,
-                args.hidden_size);
+  return Launch("Combine", CombineKernel, grid, kThreads, 0, stream, args);
 }
 
 }  // namespace conclave::cuda

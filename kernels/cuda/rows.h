@@ -34,10 +34,13 @@ absl::Status SwiGlu(const SwiGluArgs& args, const Stream& stream);
 struct CombineArgs {
   const BFloat16* expert_rows = nullptr;  // [num_pairs, hidden_size], sorted by expert
   // [num_tokens * num_experts_per_tok]: the pair of the token's k-th expert; negative: this row is
-  // padding of a graph's bucket and is left as it is.
+  // padding of a graph's bucket and is left as it is, or the pair is among others.
   const int32_t* pair_of_slot = nullptr;
-  const float* topk_weights = nullptr;  // [num_tokens, num_experts_per_tok]
-  float* residual = nullptr;            // in and out [num_tokens, hidden_size]
+  // Where pair_of_slot is negative, if not null: the pair's row in other_rows, for every such slot.
+  const int32_t* other_of_slot = nullptr;
+  const BFloat16* other_rows = nullptr;  // [num_others, hidden_size]
+  const float* topk_weights = nullptr;   // [num_tokens, num_experts_per_tok]
+  float* residual = nullptr;             // in and out [num_tokens, hidden_size]
   int64_t num_tokens = 0;
   int num_experts_per_tok = 0;
   int64_t hidden_size = 0;

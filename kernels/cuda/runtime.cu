@@ -91,33 +91,29 @@ absl::Status Stream::Synchronize() const {
   return ToStatus(cudaStreamSynchronize(StreamOf(*this)), "cudaStreamSynchronize");
 }
 
-absl::StatusOr<DeviceMemory> DeviceMemory::Allocate(size_t bytes) {
-  DeviceMemory memory;
+template <MemoryKind kKind>
+absl::StatusOr<Memory<kKind>> Memory<kKind>::Allocate(size_t bytes) {
+  constexpr bool kOnDevice = kKind == MemoryKind::kDevice;
+  Memory memory;
   if (bytes == 0) return memory;
-  const cudaError_t error = cudaMalloc(&memory.data_, bytes);
-  if (error == cudaErrorMemoryAllocation) return NoRoom(bytes, "device memory");
-  RETURN_IF_ERROR(ToStatus(error, "cudaMalloc"));
+  const cudaError_t error =
+      kOnDevice ? cudaMalloc(&memory.data_, bytes) : cudaMallocHost(&memory.data_, bytes);
+  if (error == cudaErrorMemoryAllocation) {
+    return NoRoom(bytes, kOnDevice ? "device memory" : "pinned host memory");
+  }
+  RETURN_IF_ERROR(ToStatus(error, kOnDevice ? "cudaMalloc" : "cudaMallocHost"));
   memory.bytes_ = bytes;
   return memory;
 }
 
-DeviceMemory::~DeviceMemory() {
-  if (data_ != nullptr) static_cast<void>(cudaFree(data_));
+template <MemoryKind kKind>
+Memory<kKind>::~Memory() {
+  if (data_ == nullptr) return;
+  static_cast<void>(kKind == MemoryKind::kDevice ? cudaFree(data_) : cudaFreeHost(data_));
 }
 
-absl::StatusOr<PinnedMemory> PinnedMemory::Allocate(size_t bytes) {
-  PinnedMemory memory;
-  if (bytes == 0) return memory;
-  const cudaError_t error = cudaMallocHost(&memory.data_, bytes);
-  if (error == cudaErrorMemoryAllocation) return NoRoom(bytes, "pinned host memory");
-  RETURN_IF_ERROR(ToStatus(error, "cudaMallocHost"));
-  memory.bytes_ = bytes;
-  return memory;
-}
-
-PinnedMemory::~PinnedMemory() {
-  if (data_ != nullptr) static_cast<void>(cudaFreeHost(data_));
-}
+template class Memory<MemoryKind::kDevice>;
+template class Memory<MemoryKind::kPinned>;
 
 absl::Status CopyToDevice(void* device, const void* host, size_t bytes, const Stream& stream) {
   return ToStatus(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, StreamOf(stream)),
@@ -184,6 +180,10 @@ Event::~Event() {
 absl::Status Event::Record(const Stream& stream) const {
   return ToStatus(cudaEventRecord(static_cast<cudaEvent_t>(handle_), StreamOf(stream)),
                   "cudaEventRecord");
+}
+
+absl::Status Event::Synchronize() const {
+  return ToStatus(cudaEventSynchronize(static_cast<cudaEvent_t>(handle_)), "cudaEventSynchronize");
 }
 
 absl::StatusOr<double> Event::MillisecondsBetween(const Event& start, const Event& end) {

@@ -68,20 +68,26 @@ class Stream {
   void* handle_ = nullptr;
 };
 
-// Bytes on the device, 256-byte aligned. Freeing waits for the device.
-class DeviceMemory {
+enum class MemoryKind {
+  kDevice,  // 256-byte aligned; freeing waits for the device
+  kPinned,  // of the host: the device copies from and to it at full speed
+};
+
+// Owned bytes, not initialised.
+template <MemoryKind kKind>
+class Memory {
  public:
-  DeviceMemory() = default;
-  // Not initialised. ResourceExhausted saying how much was asked for and how much is free.
-  static absl::StatusOr<DeviceMemory> Allocate(size_t bytes);
-  DeviceMemory(DeviceMemory&& other) noexcept
+  Memory() = default;
+  // ResourceExhausted saying how much was asked for and how much is free.
+  static absl::StatusOr<Memory> Allocate(size_t bytes);
+  Memory(Memory&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-  DeviceMemory& operator=(DeviceMemory&& other) noexcept {
+  Memory& operator=(Memory&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);
     return *this;
   }
-  ~DeviceMemory();
+  ~Memory();
 
   template <typename T>
   T* As(size_t byte_offset = 0) const {
@@ -93,31 +99,8 @@ class DeviceMemory {
   void* data_ = nullptr;
   size_t bytes_ = 0;
 };
-
-// Host memory that the device copies from and to at full speed.
-class PinnedMemory {
- public:
-  PinnedMemory() = default;
-  static absl::StatusOr<PinnedMemory> Allocate(size_t bytes);  // ResourceExhausted
-  PinnedMemory(PinnedMemory&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-  PinnedMemory& operator=(PinnedMemory&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-    return *this;
-  }
-  ~PinnedMemory();
-
-  template <typename T>
-  T* As(size_t byte_offset = 0) const {
-    return reinterpret_cast<T*>(static_cast<char*>(data_) + byte_offset);
-  }
-  size_t bytes() const { return bytes_; }
-
- private:
-  void* data_ = nullptr;
-  size_t bytes_ = 0;
-};
+using DeviceMemory = Memory<MemoryKind::kDevice>;
+using PinnedMemory = Memory<MemoryKind::kPinned>;
 
 // Asynchronous if the host side is pinned; it must stay untouched until the stream is synchronised.
 absl::Status CopyToDevice(void* device, const void* host, size_t bytes, const Stream& stream);
@@ -146,7 +129,7 @@ class Graph {
   void* handle_ = nullptr;  // a cudaGraphExec_t
 };
 
-// Marks a place in a stream, for timing.
+// Marks a place in a stream, to wait for and for timing. The stream must outlive what waits.
 class Event {
  public:
   static absl::StatusOr<Event> Create();
@@ -157,6 +140,8 @@ class Event {
   }
   ~Event();
   absl::Status Record(const Stream& stream) const;
+  // Blocks until what the stream had before the mark is done; what came after may still run.
+  absl::Status Synchronize() const;
   // Both recorded and synchronised with.
   static absl::StatusOr<double> MillisecondsBetween(const Event& start, const Event& end);
 

@@ -165,14 +165,13 @@ TEST(PlanTest, LossOfACard) {
 TEST(PlanTest, CommandsOfOneMachine) {
   const Printed plan = Plan(FourH20());
   const nlohmann::json& commands = plan.json["commands"];
-  EXPECT_EQ(commands["up"],
-            nlohmann::json({"conclave", "up", "--model", "MODEL_DIR", "--workers", "4", "--shards",
-                            "4", "--kv_cache_tokens",
-                            std::to_string(plan.json["cards"][0]["kv_tokens"].get<int64_t>())}));
-  ASSERT_EQ(commands["processes"].size(), 9u);
-  EXPECT_EQ(commands["processes"][1]["argv"],
-            nlohmann::json({"conclave-expert-shard", "--model", "MODEL_DIR", "--experts", "32-63",
-                            "--listen", "127.0.0.1:50056"}));
+  EXPECT_EQ(commands["up"], nlohmann::json::array());
+  ASSERT_EQ(commands["processes"].size(), 5u);
+  EXPECT_EQ(
+      commands["processes"][1]["argv"],
+      nlohmann::json({"conclave-worker", "--model", "MODEL_DIR", "--listen", "127.0.0.1:50052",
+                      "--device", "cuda:1", "--gpu_memory_utilization", "0.92", "--local_experts",
+                      "32-63", "--shards", "127.0.0.1:50051,127.0.0.1:50053,127.0.0.1:50054"}));
   EXPECT_THAT(commands["note"].get<std::string>(), HasSubstr("Not yet run on a GPU"));
 }
 
@@ -210,8 +209,7 @@ TEST(PlanTest, DenseModelsAreCopied) {
   EXPECT_NEAR(plan.json["weights_on_cards_gib"], 2 * plan.json["weights_gib"].get<double>(), 1e-9);
   EXPECT_EQ(plan.json["wire_bytes_per_step"], 0);
   EXPECT_EQ(plan.json["commands"]["processes"].size(), 3u);
-  EXPECT_EQ(plan.json["commands"]["up"][6], "--shards");
-  EXPECT_EQ(plan.json["commands"]["up"][7], "0");
+  EXPECT_EQ(plan.json["commands"]["processes"][1]["argv"].back(), "0.92") << "no experts";
 }
 
 TEST(PlanTest, TextHasEveryPart) {
@@ -220,7 +218,7 @@ TEST(PlanTest, TextHasEveryPart) {
   for (const char* part : {"qwen3-235b-a22b in fp8 on 4 x h20-96gb: fits", "220.2 GiB of weights",
                            "worker, shard", "96-127", "floor of a decode step", "floor of prefill",
                            "between cards", "if a card is lost", "# Not yet run on a GPU",
-                           "conclave up --model MODEL_DIR --workers 4"}) {
+                           "--device cuda:3", "--local_experts 96-127"}) {
     EXPECT_THAT(out.str(), HasSubstr(part));
   }
 }

@@ -41,6 +41,7 @@ TEST(PlanProcessesTest, TiersComeBottomUpWithTheirFlags) {
   options.threads = 4;
   options.shared_memory = "off";
   options.micro_batch = "on";
+  options.expert_transport = "grpc";
   options.host = "0.0.0.0";
   options.grpc_port = 1234;
   options.http_port = 1235;
@@ -62,6 +63,7 @@ TEST(PlanProcessesTest, TiersComeBottomUpWithTheirFlags) {
   EXPECT_EQ(Flag(shard, "--num_shards"), "2");
   EXPECT_EQ(Flag(shard, "--threads"), "4");
   EXPECT_EQ(Flag(shard, "--shared_memory"), "off");
+  EXPECT_EQ(Flag(shard, "--expert_transport"), "grpc");
   EXPECT_EQ(Flag(shard, "--weight_dtype"), "int8");
   EXPECT_EQ(Flag(shard, "--numa_node"), "1");
   ASSERT_EQ(tiers[1].processes.size(), 2u);
@@ -70,6 +72,7 @@ TEST(PlanProcessesTest, TiersComeBottomUpWithTheirFlags) {
   EXPECT_EQ(Flag(worker, "--threads"), "2");
   EXPECT_EQ(Flag(worker, "--shared_memory"), "off");
   EXPECT_EQ(Flag(worker, "--micro_batch"), "on");
+  EXPECT_EQ(Flag(worker, "--expert_transport"), "grpc");
   EXPECT_EQ(Flag(worker, "--weight_dtype"), "int8");
   EXPECT_EQ(Flag(worker, "--numa_node"), "0");
   EXPECT_EQ(Flag(worker, "--kv_cache_tokens"), "4096");

@@ -143,6 +143,12 @@ TEST_F(ShardProcessTest, StartErrorsAreOneLineAndAStatus) {
       {2, Args({"--experts", "0", "--log_level", "loud"}), "loud"},
       {2, Args({"--experts", "0", "--metrics_listen", "here"}), "here"},
       {2, Args({"--experts", "0", "--drain_seconds", "-1"}), "--drain_seconds is -1"},
+      {2, Args({"--experts", "0", "--load_format", "zero"}), "want auto or dummy"},
+      {2, Args({"--experts", "0", "--load_format", "dummy"}), "needs --device=cuda"},
+      {2, Args({"--experts", "0", "--device", "cuda", "--gpu_memory_utilization", "1.5"}), "1.5"},
+      {2, Args({"--experts", "0", "--device", "cuda", "--weight_dtype", "int8"}), "int8"},
+      // Without a build for GPUs, without a GPU, or without that one.
+      {1, Args({"--listen", "127.0.0.1:0", "--experts", "0", "--device", "cuda:99"}), "CUDA"},
       {1, {"--model", bad_model, "--experts", "0"}, bad_model},
   };
   for (const auto& start : cases) {

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "common/bfloat16.h"
+#include "common/fp8.h"
 #include "kernels/device.h"
-#include "kernels/fp8.h"
 #include "kernels/packed_matrix.h"
 
 namespace conclave {

@@ -69,11 +69,16 @@ class TestShard {
  public:
   TestShard(TestModel& model, const std::vector<int>& experts, uint64_t epoch = 1,
             const std::string& listen = "127.0.0.1:0", bool shared_memory = true,
-            WeightDtype dtype = WeightDtype::kBf16)
+            WeightDtype dtype = WeightDtype::kBf16, NcclTransport* nccl = nullptr)
+      : TestShard(model.LoadRunner(experts, dtype), model, model.fingerprint(), listen, epoch,
+                  shared_memory, nccl) {}
+  TestShard(std::unique_ptr<ExpertRunner> runner, TestModel& model, const std::string& fingerprint,
+            const std::string& listen = "127.0.0.1:0", uint64_t epoch = 1,
+            bool shared_memory = true, NcclTransport* nccl = nullptr)
       : metrics_(&registry_, model.config()),
-        runner_(model.LoadRunner(experts, dtype)),
+        runner_(std::move(runner)),
         batcher_(runner_.get(), &metrics_),
-        service_(&metrics_, shared_memory) {
+        service_(&metrics_, shared_memory, nccl) {
     ServerOptions options;
     options.listen = listen;
     options.services = {&service_};
@@ -81,9 +86,8 @@ class TestShard {
     auto server = ServerRunner::Start(options);
     CHECK(server.ok()) << server.status();
     server_ = *std::move(server);
-    service_.Activate(
-        MakeShardDescription("test", model.config(), model.fingerprint(), *runner_, epoch),
-        DispatchRules(model.config(), experts, epoch), &batcher_);
+    service_.Activate(MakeShardDescription("test", model.config(), fingerprint, *runner_, epoch),
+                      DispatchRules(model.config(), runner_->expert_ids(), epoch), &batcher_);
     server_->SetServing(true);
   }
 

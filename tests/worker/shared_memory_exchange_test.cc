@@ -7,10 +7,10 @@
 #include "absl/synchronization/notification.h"
 #include "rpc/channel.h"
 #include "rpc/grpc_status.h"
+#include "rpc/shared_memory_link.h"
 #include "tests/support/exchange_fixture.h"
 #include "tests/support/scripted_shard.h"
 #include "worker/local_expert_exchange.h"
-#include "worker/shared_memory_call.h"
 
 namespace conclave {
 namespace {
@@ -151,7 +151,7 @@ class RawWorker {
       : stub_(v1::ExpertShard::NewStub(MakeChannel(target))) {
     context_.set_deadline(absl::ToChronoTime(absl::Now() + kPatience));
     stream_ = stub_->OpenSharedMemory(&context_);
-    absl::StatusOr<SharedMemory> rings = SharedMemory::Create(FrameLinkBytes());
+    absl::StatusOr<SharedMemory> rings = SharedMemory::Create(SharedMemoryLinkBytes());
     EXPECT_OK(rings);
     rings_ = *std::move(rings);
     offer_.set_boot_id(BootId());
@@ -276,7 +276,7 @@ class FickleShard : public ScriptedShard {
       grpc::ServerReaderWriter<v1::SharedMemoryAnswer, v1::SharedMemoryOffer>* stream) override {
     v1::SharedMemoryOffer offer;
     if (!stream->Read(&offer)) return grpc::Status::CANCELLED;
-    absl::StatusOr<SharedMemory> rings = SharedMemory::Open(offer.rings(), FrameLinkBytes());
+    absl::StatusOr<SharedMemory> rings = SharedMemory::Open(offer.rings(), SharedMemoryLinkBytes());
     EXPECT_OK(rings);
     absl::StatusOr<std::unique_ptr<Doorbell>> worker_bell = Doorbell::Open(offer.doorbell());
     EXPECT_OK(worker_bell);
@@ -330,12 +330,12 @@ TEST_F(SharedMemoryExchangeTest, AShardThatBreaksTheMemoryIsAskedOverGrpc) {
 TEST_F(SharedMemoryExchangeTest, TheLinkOfABrokenPeerFailsWithoutHarm) {
   Doorbell worker_bell, shard_bell;
   BufferPool pool(1 << 20);
-  ASSERT_OK_AND_ASSIGN(SharedMemory rings, SharedMemory::Create(FrameLinkBytes()));
+  ASSERT_OK_AND_ASSIGN(SharedMemory rings, SharedMemory::Create(SharedMemoryLinkBytes()));
   ASSERT_OK_AND_ASSIGN(SharedMemory shard_rings,
-                       SharedMemory::Open(rings.region(), FrameLinkBytes()));
+                       SharedMemory::Open(rings.region(), SharedMemoryLinkBytes()));
   uint8_t* const memory = shard_rings.data();
   ASSERT_OK_AND_ASSIGN(auto bell, Doorbell::Open(shard_bell.region()));
-  FrameLink link(FrameLink::Side::kWorker, std::move(rings), std::move(bell), &pool);
+  SharedMemoryLink link(SharedMemoryLink::Side::kWorker, std::move(rings), std::move(bell), &pool);
   const auto none = [](const std::string&, absl::Span<const uint8_t>) { return absl::OkStatus(); };
   ASSERT_OK(link.Poll(10, none));
   auto* dispatches = reinterpret_cast<FrameRingControl*>(memory + 4096);

@@ -1,7 +1,6 @@
 #include "worker/cuda/cuda_buffers.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "common/limits.h"
@@ -29,11 +28,17 @@ struct Sizes {
         table_entries(
             int64_t{options.max_running} *
             ((options.max_context + limits::kKvBlockTokens - 1) / limits::kKvBlockTokens)),
+        experts_here(options.experts_here),
+        experts_elsewhere(options.experts_elsewhere),
+        // Places, up to the next 256 bytes, and rows of two values a word.
+        other_words(slots + 64 + slots * config.hidden_size / 2),
         has_dense(config.NumSparseLayers() < config.num_hidden_layers),
         q_width(int64_t{config.num_attention_heads} * config.head_dim),
         kv_width(int64_t{config.num_key_value_heads} * config.head_dim) {}
 
   int64_t rows, slots, logit_rows, segments, table_entries;
+  bool experts_here, experts_elsewhere;
+  int64_t other_words;
   bool has_dense;
   int64_t q_width, kv_width;
 };
@@ -82,9 +87,10 @@ int64_t PlaceActivations(const Qwen3Config& config, const Sizes& sizes, char* ba
     arena.Take(config.num_experts + 1, &b.expert_offsets);
     arena.Take(sizes.slots, &b.pair_rows);
     arena.Take(sizes.slots, &b.pair_of_slot);
-    arena.Take(sizes.slots, &b.identity_slots);
+    arena.Take(config.num_experts, &b.place_of_expert);
     arena.Take(sizes.slots * config.moe_intermediate_size, &b.expert_intermediate);
-    arena.Take(sizes.slots * hidden, &b.expert_rows);
+    if (sizes.experts_here) arena.Take(sizes.slots * hidden, &b.expert_rows);
+    if (sizes.experts_elsewhere) arena.Take(sizes.other_words, &b.others);
   }
   arena.Take(1, &b.bad_token);
   arena.Take(sizes.rows * hidden, &b.last_hidden);
@@ -115,7 +121,7 @@ int64_t PlaceHost(const Qwen3Config& config, const Sizes& sizes, char* base, B& 
   if (config.num_experts > 0) {
     arena.Take(sizes.rows * config.hidden_size, &b.host_hidden_states);
     arena.Take(sizes.slots, &b.host_topk_ids);
-    arena.Take(sizes.slots * config.hidden_size, &b.host_expert_rows);
+    if (sizes.experts_elsewhere) arena.Take(sizes.other_words, &b.host_others);
   }
   return arena.used();
 }
@@ -126,7 +132,8 @@ struct Counted {
       *topk_weights, *logits;
   BFloat16 *hidden_states, *q, *attention, *intermediate, *expert_intermediate, *expert_rows,
       *last_hidden;
-  int32_t *topk_ids, *expert_offsets, *pair_rows, *pair_of_slot, *identity_slots, *bad_token;
+  int32_t *topk_ids, *expert_offsets, *pair_rows, *pair_of_slot, *place_of_expert, *others,
+      *bad_token;
   StepArray<uint32_t> ids;
   StepArray<int32_t> positions, num_valid, tables;
   StepArray<int64_t> slot_mapping, logit_rows;
@@ -152,6 +159,7 @@ absl::Status CudaDecoder::Buffers::Allocate(const Qwen3Config& config,
   max_rows = sizes.rows;
   max_logit_rows = sizes.logit_rows;
   max_segments = sizes.segments;
+  num_experts_per_tok = config.num_experts_per_tok;
   const auto allocate = [this](int64_t bytes) -> absl::StatusOr<char*> {
     ASSIGN_OR_RETURN(cuda::DeviceMemory memory, cuda::DeviceMemory::Allocate(bytes));
     device_memory_.push_back(std::move(memory));
@@ -180,7 +188,7 @@ absl::Status CudaDecoder::Buffers::Allocate(const Qwen3Config& config,
 }
 
 absl::Status CudaDecoder::Buffers::Fill(const Qwen3Config& config,
-                                        const CudaDecoderOptions& options) {
+                                        const std::vector<int>& experts_here) {
   // The first of device_memory_ are the activations, the last the KV cache.
   for (const cuda::DeviceMemory& memory : device_memory_) {
     RETURN_IF_ERROR(cuda::FillBytes(memory.As<char>(), 0, memory.bytes(), stream));
@@ -190,11 +198,13 @@ absl::Status CudaDecoder::Buffers::Fill(const Qwen3Config& config,
       cuda::CopyToDevice(rope_cos, rope.cos.data(), rope.cos.size() * sizeof(float), stream));
   RETURN_IF_ERROR(
       cuda::CopyToDevice(rope_sin, rope.sin.data(), rope.sin.size() * sizeof(float), stream));
-  std::vector<int32_t> identity(Sizes(config, options).slots);
-  std::iota(identity.begin(), identity.end(), 0);
-  if (!identity.empty()) {
-    RETURN_IF_ERROR(cuda::CopyToDevice(identity_slots, identity.data(),
-                                       identity.size() * sizeof(int32_t), stream));
+  std::vector<int32_t> places(config.num_experts, -1);
+  for (size_t i = 0; i < experts_here.size(); ++i) {
+    places[experts_here[i]] = static_cast<int32_t>(i);
+  }
+  if (!experts_here.empty()) {
+    RETURN_IF_ERROR(cuda::CopyToDevice(place_of_expert, places.data(),
+                                       places.size() * sizeof(int32_t), stream));
   }
   return stream.Synchronize();
 }

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -29,7 +30,15 @@ struct CudaDecoder::Buffers {
   absl::Status Allocate(const Qwen3Config& config, const CudaDecoderOptions& options);
   // Copies what never changes: the rope table, the identity of slots. Clears the KV cache and
   // activations: rows of padding are computed with, and must hold numbers.
-  absl::Status Fill(const Qwen3Config& config, const CudaDecoderOptions& options);
+  // `experts_here` are those on the device, if others are elsewhere; else empty.
+  absl::Status Fill(const Qwen3Config& config, const std::vector<int>& experts_here);
+  // Where rows of a step of `num_rows` tokens begin in `others`, in bytes.
+  size_t OtherRowsOffset(int64_t num_rows) const {
+    return (num_rows * num_experts_per_tok * sizeof(int32_t) + 255) / 256 * 256;
+  }
+  BFloat16* OtherRows(int64_t num_rows) const {
+    return reinterpret_cast<BFloat16*>(reinterpret_cast<char*>(others) + OtherRowsOffset(num_rows));
+  }
   // Internal if the gate of the last step met a logit that is not finite; after bad_token was
   // copied to the host.
   absl::Status CheckGate() const;
@@ -38,6 +47,7 @@ struct CudaDecoder::Buffers {
   int64_t max_rows = 0;        // T: tokens of a step
   int64_t max_logit_rows = 0;  // L: rows of logits computed at a time
   int64_t max_segments = 0;    // of attention's workspace
+  int num_experts_per_tok = 0;
 
   // Copied to the device each step, in this order; tables as far as they are used.
   StepArray<uint32_t> ids;                             // [T]
@@ -70,18 +80,22 @@ struct CudaDecoder::Buffers {
   int32_t* expert_offsets = nullptr;        // [num_experts + 1]
   int32_t* pair_rows = nullptr;             // [T * num_experts_per_tok]
   int32_t* pair_of_slot = nullptr;          // [T * num_experts_per_tok]
-  int32_t* identity_slots = nullptr;        // [T * num_experts_per_tok]: 0, 1, 2, ...
+  int32_t* place_of_expert = nullptr;       // [num_experts]; see SortPairsArgs
   BFloat16* expert_intermediate = nullptr;  // [T * num_experts_per_tok, moe_intermediate_size]
   BFloat16* expert_rows = nullptr;          // [T * num_experts_per_tok, hidden_size]
-  int32_t* bad_token = nullptr;             // [1]
-  BFloat16* last_hidden = nullptr;          // [T, hidden_size]
-  float* logits = nullptr;                  // [L, vocab_size]
+  // Of experts elsewhere: the place of each slot's row, or -1, then the rows; see OtherRowsOffset.
+  int32_t* others = nullptr;
+  int32_t* bad_token = nullptr;     // [1]
+  BFloat16* last_hidden = nullptr;  // [T, hidden_size]
+  float* logits = nullptr;          // [L, vocab_size]
 
   float* host_logits = nullptr;  // pinned, as the device's
   int32_t* host_bad_token = nullptr;
   BFloat16* host_hidden_states = nullptr;
   int32_t* host_topk_ids = nullptr;
-  BFloat16* host_expert_rows = nullptr;
+  int32_t* host_others = nullptr;
+  std::optional<cuda::Event>
+      sent;  // host_hidden_states, host_topk_ids and host_bad_token are there
 
   CudaSampler sampler;
 

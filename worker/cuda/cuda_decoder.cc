@@ -30,8 +30,11 @@ absl::StatusOr<std::unique_ptr<CudaDecoder>> CudaDecoder::Create(const Qwen3Conf
                                                                  CudaWeights weights,
                                                                  const CudaDecoderOptions& options,
                                                                  ExpertExchange* experts) {
+  CudaDecoderOptions placed = options;
+  placed.experts_here = weights.experts != nullptr;
+  placed.experts_elsewhere = experts != nullptr;
   auto decoder =
-      std::unique_ptr<CudaDecoder>(new CudaDecoder(config, std::move(weights), options, experts));
+      std::unique_ptr<CudaDecoder>(new CudaDecoder(config, std::move(weights), placed, experts));
   RETURN_IF_ERROR(decoder->Allocate());
   return decoder;
 }
@@ -40,8 +43,10 @@ absl::Status CudaDecoder::Allocate() {
   RETURN_IF_ERROR(cuda::UseDevice(options_.device));
   ASSIGN_OR_RETURN(cuda::Stream stream, cuda::Stream::Create());
   buffers_ = std::make_unique<Buffers>(std::move(stream));
+  ASSIGN_OR_RETURN(buffers_->sent, cuda::Event::Create());
   RETURN_IF_ERROR(buffers_->Allocate(config_, options_));
-  return buffers_->Fill(config_, options_);
+  const bool mixed = options_.experts_here && options_.experts_elsewhere;
+  return buffers_->Fill(config_, mixed ? weights_.experts->expert_ids : std::vector<int>());
 }
 
 bool CudaDecoder::IsGraphStep(const StepBatch& batch) const {
@@ -261,10 +266,16 @@ absl::Status CudaDecoder::SparseMlp(const StepShape& shape, int layer) {
   gate.num_valid_rows = shape.padded ? b.num_valid.device : nullptr;
   gate.bad_token = b.bad_token;
   RETURN_IF_ERROR(cuda::MoeGate(gate, b.stream));
-  RETURN_IF_ERROR(experts_ == nullptr ? ExpertsHere(shape, weights)
-                                      : ExpertsElsewhere(shape, layer));
-  return cuda::Combine({.expert_rows = b.expert_rows,
-                        .pair_of_slot = experts_ == nullptr ? b.pair_of_slot : b.identity_slots,
+  const bool here = options_.experts_here, elsewhere = options_.experts_elsewhere;
+  // What is needed elsewhere leaves first; the experts here run while it travels.
+  if (elsewhere) RETURN_IF_ERROR(SendElsewhere(shape));
+  if (here) RETURN_IF_ERROR(ExpertsHere(shape, layer));
+  if (elsewhere) RETURN_IF_ERROR(ExpertsElsewhere(shape, layer));
+  const bool mixed = here && elsewhere;
+  return cuda::Combine({.expert_rows = here ? b.expert_rows : b.OtherRows(shape.num_rows),
+                        .pair_of_slot = here ? b.pair_of_slot : b.others,
+                        .other_of_slot = mixed ? b.others : nullptr,
+                        .other_rows = mixed ? b.OtherRows(shape.num_rows) : nullptr,
                         .topk_weights = b.topk_weights,
                         .residual = b.residual,
                         .num_tokens = shape.num_rows,
@@ -273,50 +284,68 @@ absl::Status CudaDecoder::SparseMlp(const StepShape& shape, int layer) {
                        b.stream);
 }
 
-absl::Status CudaDecoder::ExpertsHere(const StepShape& shape, const CudaLayerWeights& weights) {
+absl::Status CudaDecoder::ExpertsHere(const StepShape& shape, int layer) {
   Buffers& b = *buffers_;
-  RETURN_IF_ERROR(cuda::SortPairs({.topk_ids = b.topk_ids,
-                                   .expert_offsets = b.expert_offsets,
-                                   .pair_rows = b.pair_rows,
-                                   .pair_of_slot = b.pair_of_slot,
-                                   .num_tokens = shape.num_rows,
-                                   .num_experts = config_.num_experts,
-                                   .num_experts_per_tok = config_.num_experts_per_tok},
-                                  b.stream));
+  const CudaExpertLayer& weights = weights_.experts->layers[layer];
+  const auto num_experts = static_cast<int>(weights_.experts->expert_ids.size());
+  RETURN_IF_ERROR(
+      cuda::SortPairs({.topk_ids = b.topk_ids,
+                       .place_of_expert = options_.experts_elsewhere ? b.place_of_expert : nullptr,
+                       .expert_offsets = b.expert_offsets,
+                       .pair_rows = b.pair_rows,
+                       .pair_of_slot = b.pair_of_slot,
+                       .num_tokens = shape.num_rows,
+                       .num_experts = num_experts,
+                       .num_experts_per_tok = config_.num_experts_per_tok},
+                      b.stream));
   return cuda::ExpertFfn({.hidden_states = b.hidden_states,
                           .pair_rows = b.pair_rows,
                           .expert_offsets = b.expert_offsets,
-                          .gate_up_proj = weights.expert_gate_up_proj,
-                          .down_proj = weights.expert_down_proj,
+                          .gate_up_proj = weights.gate_up_proj,
+                          .down_proj = weights.down_proj,
                           .intermediate = b.expert_intermediate,
                           .output = b.expert_rows,
                           .max_pairs = shape.num_rows * config_.num_experts_per_tok},
                          b.stream);
 }
 
+absl::Status CudaDecoder::SendElsewhere(const StepShape& shape) {
+  Buffers& b = *buffers_;
+  RETURN_IF_ERROR(cuda::CopyToHost(b.host_hidden_states, b.hidden_states,
+                                   shape.num_rows * config_.hidden_size * sizeof(BFloat16),
+                                   b.stream));
+  RETURN_IF_ERROR(cuda::CopyToHost(b.host_topk_ids, b.topk_ids,
+                                   shape.num_rows * config_.num_experts_per_tok * sizeof(int32_t),
+                                   b.stream));
+  RETURN_IF_ERROR(cuda::CopyToHost(b.host_bad_token, b.bad_token, sizeof(int32_t), b.stream));
+  return b.sent->Record(b.stream);
+}
+
 absl::Status CudaDecoder::ExpertsElsewhere(const StepShape& shape, int layer) {
   Buffers& b = *buffers_;
-  const int64_t row_values = config_.hidden_size;
-  const int64_t num_slots = shape.num_rows * config_.num_experts_per_tok;
-  RETURN_IF_ERROR(cuda::CopyToHost(b.host_hidden_states, b.hidden_states,
-                                   shape.num_rows * row_values * sizeof(BFloat16), b.stream));
-  RETURN_IF_ERROR(
-      cuda::CopyToHost(b.host_topk_ids, b.topk_ids, num_slots * sizeof(int32_t), b.stream));
-  RETURN_IF_ERROR(cuda::CopyToHost(b.host_bad_token, b.bad_token, sizeof(int32_t), b.stream));
-  RETURN_IF_ERROR(b.stream.Synchronize());
+  // The one place of a layer where the host must wait for the device. It waits for the rows alone,
+  // not for the experts behind them. The last layer's upload is done by then too: it was enqueued
+  // before.
+  RETURN_IF_ERROR(b.sent->Synchronize());
   RETURN_IF_ERROR(b.CheckGate());
+  const int64_t num_slots = shape.num_rows * config_.num_experts_per_tok;
+  const size_t row_bytes = config_.hidden_size * sizeof(BFloat16);
   expert_rows_.resize(num_slots);
   RETURN_IF_ERROR(experts_->Run({.layer = layer,
                                  .hidden_states = b.host_hidden_states,
                                  .topk_ids = b.host_topk_ids,
                                  .num_rows = shape.num_rows},
                                 expert_rows_));
+  char* const host_rows =
+      reinterpret_cast<char*>(b.host_others) + b.OtherRowsOffset(shape.num_rows);
+  int32_t num_others = 0;
   for (int64_t slot = 0; slot < num_slots; ++slot) {
-    std::memcpy(b.host_expert_rows + slot * row_values, expert_rows_[slot],
-                row_values * sizeof(BFloat16));
+    b.host_others[slot] = expert_rows_[slot] == nullptr ? -1 : num_others;
+    if (expert_rows_[slot] == nullptr) continue;  // computed here
+    std::memcpy(host_rows + num_others++ * row_bytes, expert_rows_[slot], row_bytes);
   }
-  return cuda::CopyToDevice(b.expert_rows, b.host_expert_rows,
-                            num_slots * row_values * sizeof(BFloat16), b.stream);
+  return cuda::CopyToDevice(b.others, b.host_others,
+                            b.OtherRowsOffset(shape.num_rows) + num_others * row_bytes, b.stream);
 }
 
 absl::Status CudaDecoder::ComputeLogits(int64_t first, int64_t count) {

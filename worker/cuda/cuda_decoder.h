@@ -27,6 +27,9 @@ struct CudaDecoderOptions {
   int64_t max_context = 0;  // of one sequence
   int max_running = 0;      // sequences of a step
   int max_step_tokens = 0;
+  // For CudaWorkspaceBytes; Create sets them to what it is given.
+  bool experts_here = true;        // on the device
+  bool experts_elsewhere = false;  // some, or all
   // Decode steps are recorded as a CUDA graph for each bucket of batch sizes and contexts.
   bool graphs = true;
 };
@@ -40,8 +43,8 @@ int64_t CudaWorkspaceBytes(const Qwen3Config& config, const CudaDecoderOptions& 
 // holds to that (kernels/cuda), so that there is no mode to choose.
 class CudaDecoder final : public StepDecoder {
  public:
-  // `config` and `experts` are borrowed. `experts` runs the experts on the host or on shards,
-  // through pinned memory; null: they are in `weights`, or the model is dense. Errors:
+  // `config` and `experts` are borrowed. `experts` runs those that `weights` has not, on the host
+  // or on shards, through pinned memory; null: all are in `weights`, or the model is dense. Errors:
   // InvalidArgument (a shape that the kernels do not take), ResourceExhausted, Internal.
   static absl::StatusOr<std::unique_ptr<CudaDecoder>> Create(const Qwen3Config& config,
                                                              CudaWeights weights,
@@ -87,7 +90,8 @@ class CudaDecoder final : public StepDecoder {
   absl::Status AttentionLayer(const StepShape& shape, int layer);
   absl::Status DenseMlp(const StepShape& shape, const CudaLayerWeights& weights);
   absl::Status SparseMlp(const StepShape& shape, int layer);
-  absl::Status ExpertsHere(const StepShape& shape, const CudaLayerWeights& weights);
+  absl::Status ExpertsHere(const StepShape& shape, int layer);
+  absl::Status SendElsewhere(const StepShape& shape);
   absl::Status ExpertsElsewhere(const StepShape& shape, int layer);
   // Rows of logits on the device, in the buffer; at most its size.
   absl::Status ComputeLogits(int64_t first, int64_t count);

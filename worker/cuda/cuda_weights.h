@@ -1,11 +1,13 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
+#include <memory>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "expert_shard/cuda/cuda_experts.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/runtime.h"
 #include "model/qwen3_config.h"
@@ -21,11 +23,9 @@ struct CudaLayerWeights {
   const float* k_norm = nullptr;                    // [head_dim]
   cuda::DeviceMatrix qkv_proj;                      // q_proj over k_proj over v_proj
   cuda::DeviceMatrix o_proj;
-  cuda::DeviceMatrix gate;                 // sparse layers only
-  cuda::DeviceMatrix gate_up_proj;         // dense layers only
-  cuda::DeviceMatrix down_proj;            // dense layers only
-  cuda::DeviceMatrix expert_gate_up_proj;  // sparse layers whose experts are on this device:
-  cuda::DeviceMatrix expert_down_proj;     // num_experts matrices
+  cuda::DeviceMatrix gate;          // sparse layers only
+  cuda::DeviceMatrix gate_up_proj;  // dense layers only
+  cuda::DeviceMatrix down_proj;     // dense layers only
 };
 
 struct CudaWeights {
@@ -33,24 +33,19 @@ struct CudaWeights {
   const float* norm = nullptr;             // [hidden_size]
   cuda::DeviceMatrix lm_head;              // [vocab_size, hidden_size]; embed_tokens if tied
   std::vector<CudaLayerWeights> layers;
-  std::vector<cuda::DeviceMemory> memory;  // what the above point into
+  std::vector<cuda::DeviceMemory> memory;      // what the above point into
+  std::shared_ptr<const CudaExperts> experts;  // those on this device; null: none
 };
 
-// In bytes, from 0 to the total.
-using CudaLoadProgress = std::function<void(int64_t done, int64_t total)>;
+// Bytes of a worker's weights but the experts; see CudaExpertBytes.
+int64_t CudaWeightBytes(const Qwen3Config& config);
 
-// Bytes that LoadCudaWeights will take, but for what each allocation is rounded up by.
-int64_t CudaWeightBytes(const Qwen3Config& config, bool with_experts);
-
-// Streams the weights from the mapped checkpoint through two pinned buffers, one being filled while
-// the other is copied. FP8 projections stay FP8 where their blocks of 128 rows do not cross a seam
-// between stacked weights; all else is BF16. Blocks until all is there.
-// Errors: DataLoss (the checkpoint), ResourceExhausted (device memory), Internal (CUDA).
-absl::StatusOr<CudaWeights> LoadCudaWeights(const Checkpoint& checkpoint, const Qwen3Config& config,
-                                            bool with_experts, const CudaLoadProgress& progress);
-
-// The same shapes and formats with seeded random values, filled in place.
-absl::StatusOr<CudaWeights> MakeDummyCudaWeights(const Qwen3Config& config, bool with_experts,
-                                                 uint64_t seed);
+// The worker's weights and those of `expert_ids` (rising; may be empty), from the checkpoint or,
+// if that is null, made up (device_weights.h). Blocks until all is there.
+// Errors: DataLoss (the checkpoint), ResourceExhausted (device memory), Internal (CUDA), Cancelled
+// (progress said so).
+absl::StatusOr<CudaWeights> LoadCudaWeights(const Checkpoint* checkpoint, const Qwen3Config& config,
+                                            absl::Span<const int> expert_ids,
+                                            const LoadProgress& progress);
 
 }  // namespace conclave

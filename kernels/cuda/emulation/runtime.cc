@@ -12,7 +12,8 @@
 
 // Device memory is heap memory, filled with a pattern so that reading what nobody wrote shows. A
 // stream runs nothing before it is waited for: code that forgets to synchronise, or changes a
-// buffer while a copy from it is under way, then reads or copies the wrong bytes.
+// buffer while a copy from it is under way, then reads or copies the wrong bytes. One thread runs
+// at a time: the emulated thread block's state is the process's own.
 namespace conclave::cuda {
 namespace {
 
@@ -21,17 +22,23 @@ using Work = std::function<void()>;
 struct StreamState {
   std::deque<Work> waiting;
   std::vector<Work>* recording = nullptr;
+  uint64_t num_enqueued = 0;
+  uint64_t num_done = 0;
 };
 
 StreamState& StateOf(const Stream& stream) { return *static_cast<StreamState*>(stream.handle()); }
 
-void RunAll(StreamState& state) {
-  while (!state.waiting.empty()) {
+// Under Streams::mutex, as everything that changes a stream.
+void RunUntil(StreamState& state, uint64_t num_done) {
+  while (state.num_done < num_done) {
     const Work work = std::move(state.waiting.front());
     state.waiting.pop_front();
     work();
+    ++state.num_done;
   }
 }
+
+void RunAll(StreamState& state) { RunUntil(state, state.num_enqueued); }
 
 struct Streams {
   std::mutex mutex;
@@ -97,51 +104,49 @@ absl::Status Stream::Synchronize() const {
   if (StateOf(*this).recording != nullptr) {
     return absl::InternalError("cudaStreamSynchronize failed: the stream is being recorded");
   }
+  const std::lock_guard<std::mutex> lock(AllStreams().mutex);
   RunAll(StateOf(*this));
   return absl::OkStatus();
 }
 
 absl::Status Stream::Enqueue(std::function<void()> work) const {
   StreamState& state = StateOf(*this);
+  const std::lock_guard<std::mutex> lock(AllStreams().mutex);
   if (state.recording != nullptr) {
     state.recording->push_back(std::move(work));
   } else {
     state.waiting.push_back(std::move(work));
+    ++state.num_enqueued;
   }
   return absl::OkStatus();
 }
 
-absl::StatusOr<DeviceMemory> DeviceMemory::Allocate(size_t bytes) {
-  DeviceMemory memory;
+template <MemoryKind kKind>
+absl::StatusOr<Memory<kKind>> Memory<kKind>::Allocate(size_t bytes) {
+  Memory memory;
   memory.data_ = AllocatePoisoned(bytes);
   if (memory.data_ == nullptr && bytes > 0) {
     return absl::ResourceExhaustedError(
-        absl::StrCat("device memory of ", bytes >> 20, " MiB wanted"));
+        absl::StrCat(kKind == MemoryKind::kDevice ? "device memory" : "pinned host memory", " of ",
+                     bytes >> 20, " MiB wanted"));
   }
   memory.bytes_ = bytes;
   return memory;
 }
 
-DeviceMemory::~DeviceMemory() {
+template <MemoryKind kKind>
+Memory<kKind>::~Memory() {
   if (data_ == nullptr) return;
-  Streams& streams = AllStreams();
-  const std::lock_guard<std::mutex> lock(streams.mutex);
-  for (StreamState* const state : streams.all) RunAll(*state);  // as cudaFree waits
+  if (kKind == MemoryKind::kDevice) {
+    Streams& streams = AllStreams();
+    const std::lock_guard<std::mutex> lock(streams.mutex);
+    for (StreamState* const state : streams.all) RunAll(*state);  // as cudaFree waits
+  }
   std::free(data_);
 }
 
-absl::StatusOr<PinnedMemory> PinnedMemory::Allocate(size_t bytes) {
-  PinnedMemory memory;
-  memory.data_ = AllocatePoisoned(bytes);
-  if (memory.data_ == nullptr && bytes > 0) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("pinned host memory of ", bytes >> 20, " MiB wanted"));
-  }
-  memory.bytes_ = bytes;
-  return memory;
-}
-
-PinnedMemory::~PinnedMemory() { std::free(data_); }
+template class Memory<MemoryKind::kDevice>;
+template class Memory<MemoryKind::kPinned>;
 
 absl::Status CopyToDevice(void* device, const void* host, size_t bytes, const Stream& stream) {
   return EnqueueCopy(device, host, bytes, stream);
@@ -178,9 +183,29 @@ absl::Status Graph::Launch(const Stream& stream) const {
   });
 }
 
-absl::StatusOr<Event> Event::Create() { return Event(nullptr); }
-Event::~Event() = default;
-absl::Status Event::Record(const Stream&) const { return absl::OkStatus(); }
+namespace {
+
+// Where an event was last recorded.
+struct Mark {
+  StreamState* stream = nullptr;
+  uint64_t num_enqueued = 0;
+};
+
+}  // namespace
+
+absl::StatusOr<Event> Event::Create() { return Event(new Mark); }
+Event::~Event() { delete static_cast<Mark*>(handle_); }
+absl::Status Event::Record(const Stream& stream) const {
+  const std::lock_guard<std::mutex> lock(AllStreams().mutex);
+  *static_cast<Mark*>(handle_) = {&StateOf(stream), StateOf(stream).num_enqueued};
+  return absl::OkStatus();
+}
+absl::Status Event::Synchronize() const {
+  const Mark& mark = *static_cast<Mark*>(handle_);
+  const std::lock_guard<std::mutex> lock(AllStreams().mutex);
+  if (mark.stream != nullptr) RunUntil(*mark.stream, mark.num_enqueued);
+  return absl::OkStatus();
+}
 absl::StatusOr<double> Event::MillisecondsBetween(const Event&, const Event&) { return 0.0; }
 
 }  // namespace conclave::cuda

@@ -22,26 +22,6 @@ struct Request {
   int32_t length, num_tokens;
 };
 
-// Where value i of a head's key or value lies in the CPU's cache: as its layer says, if it does.
-template <typename Layer>
-int64_t KeyIndex(const Layer& layer, int64_t slot, int head, int i) {
-  if constexpr (requires { layer.KeyIndex(slot, head, i); }) {
-    return layer.KeyIndex(slot, head, i);
-  } else {
-    return ((slot / kBlock * layer.num_key_value_heads + head) * kBlock + slot % kBlock) *
-               layer.head_dim +
-           i;
-  }
-}
-template <typename Layer>
-int64_t ValueIndex(const Layer& layer, int64_t slot, int head, int i) {
-  if constexpr (requires { layer.ValueIndex(slot, head, i); }) {
-    return layer.ValueIndex(slot, head, i);
-  } else {
-    return KeyIndex(layer, slot, head, i);
-  }
-}
-
 class CudaAttentionTest : public CudaTest {
  protected:
   // A paged cache whose blocks are dealt out in random order. Slots that no position uses hold NaN:
@@ -81,8 +61,8 @@ class CudaAttentionTest : public CudaTest {
             const int64_t at =
                 ((slot / kBlock * shape.kv_heads + h) * kBlock + slot % kBlock) * shape.head_dim +
                 i;
-            device_k[at] = k_[KeyIndex(layer_, slot, h, i)] = key;
-            device_v[at] = v_[ValueIndex(layer_, slot, h, i)] = value;
+            device_k[at] = k_[layer_.KeyIndex(slot, h, i)] = key;
+            device_v[at] = v_[layer_.ValueIndex(slot, h, i)] = value;
           }
         }
       }

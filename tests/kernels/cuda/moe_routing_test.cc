@@ -144,5 +144,21 @@ TEST_F(CudaSortPairsTest, SortsByExpertThenByToken) {
   }
 }
 
+// Of six experts this device has 1, 2 and 5.
+TEST_F(CudaSortPairsTest, PairsOfExpertsElsewhereAreLeftOut) {
+  SortPairsArgs args{.topk_ids = Upload(std::vector<int32_t>{0, 5, 1, 5, 3, 4, 2, 1}),
+                     .place_of_expert = Upload(std::vector<int32_t>{-1, 0, 1, -1, -1, 2}),
+                     .expert_offsets = Empty<int32_t>(4),
+                     .pair_rows = Empty<int32_t>(8),
+                     .pair_of_slot = Empty<int32_t>(8),
+                     .num_tokens = 2,
+                     .num_experts = 3,
+                     .num_experts_per_tok = 4};
+  ASSERT_OK(SortPairs(args, stream()));
+  EXPECT_THAT(Download(args.expert_offsets, 4), testing::ElementsAre(0, 2, 3, 5));
+  EXPECT_THAT(Download(args.pair_rows, 5), testing::ElementsAre(0, 1, 1, 0, 0));
+  EXPECT_THAT(Download(args.pair_of_slot, 8), testing::ElementsAre(-1, 3, 0, 4, -1, -1, 2, 1));
+}
+
 }  // namespace
 }  // namespace conclave::cuda

@@ -142,6 +142,32 @@ TEST_F(CudaRowsTest, CombineLeavesPaddingAlone) {
   EXPECT_TRUE(std::equal(residual.begin() + 40, residual.end(), actual.begin() + 40));
 }
 
+// The same rows, all in one array or some in the other: the same bits.
+TEST_F(CudaRowsTest, CombineTakesRowsFromTwoPlaces) {
+  const int64_t hidden = 300;
+  const std::vector<BFloat16> rows = RandomBf16(4 * hidden, FreshSeed(2));
+  const std::vector<float> residual = RandomNormal(2 * hidden, FreshSeed(1));
+  CombineArgs args{.expert_rows = Upload(rows),
+                   .pair_of_slot = Upload(std::vector<int32_t>{2, 0, 3, 1}),
+                   .topk_weights = Upload(std::vector<float>{0.5f, 0.25f, 0.75f, 0.125f}),
+                   .residual = Upload(residual),
+                   .num_tokens = 2,
+                   .num_experts_per_tok = 2,
+                   .hidden_size = hidden};
+  ASSERT_OK(Combine(args, stream()));
+  const std::vector<float> expected = Download(args.residual, 2 * hidden);
+  // Rows 0 and 3 are elsewhere, the other way round: none of the first token's first.
+  std::vector<BFloat16> others(rows.end() - hidden, rows.end());
+  others.insert(others.end(), rows.begin(), rows.begin() + hidden);
+  args.expert_rows = Upload(std::vector<BFloat16>(rows.begin() + hidden, rows.end() - hidden));
+  args.pair_of_slot = Upload(std::vector<int32_t>{1, -1, -1, 0});
+  args.other_rows = Upload(others);
+  args.other_of_slot = Upload(std::vector<int32_t>{-1, 1, 0, -1});
+  args.residual = Upload(residual);
+  ASSERT_OK(Combine(args, stream()));
+  EXPECT_EQ(Download(args.residual, 2 * hidden), expected);
+}
+
 TEST_F(CudaRowsTest, RefusesBadArguments) {
   EXPECT_THAT(Embedding({.num_tokens = -1, .hidden_size = 4}, stream()),
               StatusIs(kInvalid, HasSubstr("rows is -1")));

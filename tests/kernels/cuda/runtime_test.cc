@@ -90,6 +90,22 @@ TEST_F(RuntimeTest, AGraphRepeatsItsWorkOnNewContents) {
   }
 }
 
+TEST_F(RuntimeTest, AnEventWaitsForWhatCameBefore) {
+  char* const device = Empty<char>(4);
+  ASSERT_OK_AND_ASSIGN(const PinnedMemory host, PinnedMemory::Allocate(4));
+  ASSERT_OK_AND_ASSIGN(const Event event, Event::Create());
+  EXPECT_OK(event.Synchronize());  // marks nothing yet
+  for (const char value : {3, 5}) {
+    ASSERT_OK(FillBytes(device, value, 4, stream()));
+    ASSERT_OK(CopyToHost(host.As<char>(), device, 4, stream()));
+    ASSERT_OK(event.Record(stream()));
+    ASSERT_OK(FillBytes(device, 7, 4, stream()));
+    ASSERT_OK(event.Synchronize());
+    EXPECT_EQ(host.As<char>()[3], value);
+  }
+  ASSERT_OK(stream().Synchronize());
+}
+
 TEST_F(RuntimeTest, AFailedRecordingLeavesTheStreamUsable) {
   EXPECT_THAT(Graph::Record(stream(), [] { return absl::InvalidArgumentError("no"); }),
               StatusIs(absl::StatusCode::kInvalidArgument));

@@ -5,6 +5,7 @@
 #include <random>
 #include <vector>
 
+#include "common/fp8.h"
 #include "kernels/cuda/linear.h"
 #include "tests/kernels/kernel_test_support.h"
 
@@ -24,15 +25,6 @@ struct HostMatrices {
     return Pack({bf16.begin() + index * size, bf16.begin() + (index + 1) * size}, in_features);
   }
 };
-
-// The value of an E4M3 byte by its definition; the model reader's table is tested against the same.
-inline float E4M3ToFloat(uint8_t bits) {
-  const int exponent = bits >> 3 & 15, mantissa = bits & 7;
-  const float sign = bits & 0x80 ? -1.0f : 1.0f;
-  if (exponent == 15 && mantissa == 7) return NAN;
-  if (exponent == 0) return sign * std::ldexp(static_cast<float>(mantissa), -9);
-  return sign * std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
-}
 
 inline HostMatrices RandomMatrices(WeightFormat format, int count, int64_t out_features,
                                    int64_t in_features, uint64_t seed) {

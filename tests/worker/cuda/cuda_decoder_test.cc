@@ -6,7 +6,9 @@
 #include <cmath>
 #include <cstring>
 #include <numeric>
+#include <thread>
 
+#include "expert_shard/cuda/open_cuda_experts.h"
 #include "kernels/cuda/runtime.h"
 #include "tests/support/test_shard.h"
 #include "tests/support/test_worker.h"
@@ -70,10 +72,12 @@ class Decoders {
     host = std::make_unique<Decoder>(c, host_weights_, host_cache_, device_, experts_.get());
     const bool with_experts = c.num_experts > 0 && experts_on_device;
     int64_t loaded = 0, total = 0;
-    absl::StatusOr<CudaWeights> device_weights =
-        LoadCudaWeights(model_.checkpoint(), c, with_experts, [&](int64_t done, int64_t all) {
-          loaded = done;
-          total = all;
+    absl::StatusOr<CudaWeights> device_weights = LoadCudaWeights(
+        &model_.checkpoint(), c, with_experts ? model_.AllExperts() : std::vector<int>(),
+        [&](size_t done, size_t all) {
+          loaded = static_cast<int64_t>(done);
+          total = static_cast<int64_t>(all);
+          return true;
         });
     EXPECT_OK(device_weights);
     EXPECT_GT(loaded, 0);
@@ -218,6 +222,10 @@ class CudaWorkerTest : public CudaDecoderTest {
   static std::vector<std::vector<uint32_t>> Generate(const WorkerRuntimeOptions& options,
                                                      bool host_draws = false) {
     TestWorker worker(options);
+    return Generate(worker, host_draws);
+  }
+
+  static std::vector<std::vector<uint32_t>> Generate(TestWorker& worker, bool host_draws = false) {
     std::vector<std::shared_ptr<CollectingSink>> sinks;
     for (int i = 0; i < 5; ++i) {
       v1::TokenRequest request = Request(i);
@@ -286,6 +294,78 @@ TEST_F(CudaWorkerTest, ExpertsOnAShardGiveTheSameTokens) {
   EXPECT_EQ(Generate(remote), Generate(OnDevice(model.dir())));
 }
 
+// The shard's experts are on the device too: there they run in a process of their own.
+TEST_F(CudaWorkerTest, ExpertsOnACudaShardGiveTheSameTokens) {
+  for (const Qwen3Config& config : {Moe(), Fp8Moe()}) {
+    TestModel model(config);
+    auto runner = OpenCudaExperts({.device = "cuda",
+                                   .config = &model.config(),
+                                   .checkpoint = &model.checkpoint(),
+                                   .expert_ids = model.AllExperts(),
+                                   .say = [](absl::string_view) {}});
+    ASSERT_OK(runner);
+    TestShard shard(*std::move(runner), model, model.fingerprint());
+    WorkerRuntimeOptions remote = OnDevice(model.dir());
+    remote.shards = {shard.target()};
+    EXPECT_EQ(Generate(remote), Generate(OnDevice(model.dir())));
+  }
+}
+
+// Half of the experts on the worker's device, the other half on a CUDA shard.
+TEST_F(CudaWorkerTest, LocalAndRemoteExpertsTogetherGiveTheSameTokens) {
+  for (const Qwen3Config& config : {Moe(), Fp8Moe()}) {
+    TestModel model(config);
+    auto runner = OpenCudaExperts({.device = "cuda",
+                                   .config = &model.config(),
+                                   .checkpoint = &model.checkpoint(),
+                                   .expert_ids = {0, 2, 3, 6},
+                                   .say = [](absl::string_view) {}});
+    ASSERT_OK(runner);
+    TestShard shard(*std::move(runner), model, model.fingerprint());
+    WorkerRuntimeOptions mixed = OnDevice(model.dir());
+    mixed.shards = {shard.target()};
+    mixed.local_experts = "1,4-5,7";
+    EXPECT_EQ(Generate(mixed), Generate(OnDevice(model.dir())));
+    EXPECT_GT(shard.batcher().pairs_computed(), 0);
+  }
+}
+
+// The layout of several cards: each process is a worker, and the shard of the other.
+TEST_F(CudaWorkerTest, TwoWorkersServeEachOther) {
+  TestModel model(Moe());
+  const TempDir sockets;
+  const std::string a_address = "unix:" + sockets.File("a"),
+                    b_address = "unix:" + sockets.File("b");
+  const std::vector<std::vector<uint32_t>> expected = Generate(OnDevice(model.dir()));
+  WorkerRuntimeOptions a = OnDevice(model.dir()), b = a;
+  a.local_experts = "0-3";
+  a.shards = {b_address};
+  b.local_experts = "4-7";
+  b.shards = {a_address};
+  TestWorker worker_a(a), worker_b(b);
+  TestShard shard_a(worker_a.runtime().TakeServedExperts(), model, model.fingerprint(), a_address);
+  TestShard shard_b(worker_b.runtime().TakeServedExperts(), model, model.fingerprint(), b_address);
+  std::vector<std::vector<uint32_t>> from_b;
+  std::thread other([&] { from_b = Generate(worker_b); });
+  EXPECT_EQ(Generate(worker_a), expected);
+  other.join();
+  EXPECT_EQ(from_b, expected);
+}
+
+TEST_F(CudaWorkerTest, ExpertsThatNobodyHoldsAreListed) {
+  const TestModel model(Moe());
+  WorkerRuntimeOptions options = OnDevice(model.dir());
+  options.local_experts = "0-3,6";
+  EXPECT_THAT(WorkerRuntime::Open(options),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("local_experts is 0-3,6, want experts 4-5,7 too")));
+  options.shards = {"127.0.0.1:1"};
+  TestWorker worker(options);
+  EXPECT_THAT(
+      worker.runtime().experts()->Ready(),
+      StatusIs(absl::StatusCode::kUnavailable, HasSubstr("serves expert 4-5,7 of layer 0")));
+}
+
 TEST_F(CudaWorkerTest, DummyWeightsNeedTheConfigAlone) {
   const TempDir dir;
   dir.Write("config.json", FormatQwen3Config(Fp8Moe()));
@@ -293,6 +373,19 @@ TEST_F(CudaWorkerTest, DummyWeightsNeedTheConfigAlone) {
   options.load_format = "dummy";
   const std::vector<std::vector<uint32_t>> ids = Generate(options);
   EXPECT_EQ(Generate(options), ids);  // seeded
+  // And a shard's made-up experts are the worker's.
+  const Qwen3Config config = Fp8Moe();
+  TestModel unused(config);
+  options.local_experts = "0-3";
+  WorkerRuntimeOptions other = options;
+  const TempDir sockets;
+  options.shards = {"unix:" + sockets.File("b")};
+  other.local_experts = "4-7";
+  other.shards = {"unix:" + sockets.File("a")};
+  TestWorker worker(options), holder(other);
+  TestShard shard(holder.runtime().TakeServedExperts(), unused, DummyFingerprint(config),
+                  options.shards[0]);
+  EXPECT_EQ(Generate(worker), ids);
   options.device = "cpu";
   EXPECT_THAT(WorkerRuntime::Open(options),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("conclave synth")));
@@ -333,10 +426,6 @@ TEST(DeviceOptionTest, OneClearErrorWithoutADevice) {
   EXPECT_THAT(WorkerRuntime::Open(options), StatusIs(absl::StatusCode::kInvalidArgument,
                                                      HasSubstr("gpu_memory_utilization is 1.5")));
   options.gpu_memory_utilization = 0.9;
-  options.local_experts = "0-3";
-  EXPECT_THAT(WorkerRuntime::Open(options),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("all on --shards")));
-  options.local_experts = "";
   options.load_format = "zero";
   EXPECT_THAT(WorkerRuntime::Open(options),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("load_format is zero")));

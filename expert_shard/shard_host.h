@@ -1,0 +1,44 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "common/metrics.h"
+#include "expert_shard/expert_runner.h"
+#include "expert_shard/expert_service.h"
+#include "expert_shard/shard_metrics.h"
+#include "expert_shard/token_batcher.h"
+#include "model/qwen3_config.h"
+
+namespace conclave {
+
+// conclave.v1.ExpertShard in a process: service, batcher, metrics and runner. A shard is one of
+// these; so is the part of a worker that runs its experts for other workers.
+class ShardHost {
+ public:
+  // `metrics` is borrowed. `shared_memory`, `nccl`: as of ExpertService.
+  ShardHost(Metrics* metrics, const Qwen3Config& config, bool shared_memory, NcclTransport* nccl);
+  ~ShardHost();  // the server has stopped
+  ShardHost(const ShardHost&) = delete;
+  ShardHost& operator=(const ShardHost&) = delete;
+
+  // To be served from the start: until Serve, it answers that it is loading.
+  grpc::Service* service() { return &service_; }
+
+  // The experts are loaded. `fingerprint` is the checkpoint's. Under an epoch that no earlier start
+  // had, so that a worker notices that this is another process than before. Call once.
+  void Serve(const std::string& model_name, const std::string& fingerprint,
+             std::unique_ptr<ExpertRunner> runner);
+
+  // As ExpertService::BeginDrain.
+  void BeginDrain() { service_.BeginDrain(); }
+
+ private:
+  const Qwen3Config config_;
+  ShardMetrics metrics_;
+  std::unique_ptr<ExpertRunner> runner_;
+  std::unique_ptr<TokenBatcher> batcher_;
+  ExpertService service_;  // first to go: it uses all of the above
+};
+
+}  // namespace conclave
