@@ -376,7 +376,7 @@ TEST_F(CudaWorkerTest, ExpertsThatNobodyHoldsAreListed) {
   TestWorker worker(options);
   EXPECT_THAT(
       worker.runtime().experts()->Ready(),
-      StatusIs(absl::StatusCode::kUnavailable, HasSubstr("serves expert 4-5,7 of layer 0")));
+      StatusIs(absl::StatusCode::kUnavailable, HasSubstr("serves experts 4-5,7 of layer 0")));
 }
 
 TEST_F(CudaWorkerTest, DummyWeightsNeedTheConfigAlone) {
