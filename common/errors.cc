@@ -30,9 +30,9 @@ absl::Status NoWorker(int num_known) {
 }
 
 absl::Status ExpertsMissing(int layer, absl::Span<const int> experts, absl::Duration waited) {
-  return absl::UnavailableError(absl::StrCat("no shard serves expert ", FormatIdList(experts),
-                                             " of layer ", layer, ", waited ",
-                                             absl::FormatDuration(waited)));
+  return absl::UnavailableError(
+      absl::StrCat("no shard serves expert", experts.size() > 1 ? "s " : " ", FormatIdList(experts),
+                   " of layer ", layer, ", waited ", absl::FormatDuration(waited)));
 }
 
 absl::Status FingerprintMismatch(absl::string_view target, absl::string_view found,

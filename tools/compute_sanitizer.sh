@@ -21,7 +21,7 @@ if ! nvidia-smi -L >/dev/null 2>&1; then
 fi
 
 binaries=()
-for name in cuda_tests worker_cuda_tests; do
+for name in cuda_tests expert_shard_cuda_tests worker_cuda_tests; do
   if [[ -x $bin/$name ]]; then
     binaries+=("$bin/$name")
   else

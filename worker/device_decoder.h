@@ -29,6 +29,7 @@ struct DeviceDecoderRequest {
   int64_t kv_cache_tokens = 0;             // 0: what is left
   int max_running = 0;
   int max_step_tokens = 0;
+  bool programmatic_launch = false;  // kernels begin while the ones before them end
   std::function<void(absl::string_view)> progress;
 };
 

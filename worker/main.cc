@@ -32,7 +32,7 @@ std::vector<conclave::FlagGroup> Groups() {
             "--nccl_dispatch_dtype", "--micro_batch", "--shard_wait_seconds"}},
           {"Compute",
            {"--device", "--threads", "--cpu_isa", "--weight_dtype", "--cpus", "--numa_node",
-            "--load_format", "--gpu_memory_utilization"}},
+            "--load_format", "--gpu_memory_utilization", "--programmatic_launch"}},
           {"Load",
            {"--kv_cache_tokens", "--prefix_cache", "--max_running", "--max_waiting",
             "--max_step_tokens", "--drain_seconds"}},
@@ -61,8 +61,9 @@ int main(int argc, char** argv) {
   app.add_option("--shards", options.runtime.shards,
                  "Expert shards as gRPC targets, separated by commas; none: experts in process")
       ->delimiter(',');
-  app.add_option("--local_experts", options.runtime.local_experts,
-                 "Experts to run in process beside --shards, as 0-31,40");
+  app.add_option(
+      "--local_experts", options.runtime.local_experts,
+      "Experts to run in process beside --shards, as 0-31,40, and to serve to other workers");
   app.add_option("--threads", options.runtime.threads,
                  "Compute threads; 0: one for each CPU it may use")
       ->check(CLI::Range(0, 1024))
@@ -85,6 +86,11 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--gpu_memory_utilization", options.runtime.gpu_memory_utilization,
                  "Share of the GPU's memory for weights, workspace and KV cache")
+      ->capture_default_str();
+  app.add_option(
+         "--programmatic_launch", options.runtime.programmatic_launch,
+         "On Hopper: launch a kernel while the one before it ends; true or false (no GPU has "
+         "run it yet)")
       ->capture_default_str();
   app.add_option(
          "--kv_cache_tokens", options.runtime.kv_cache_tokens,

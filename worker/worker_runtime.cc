@@ -232,6 +232,7 @@ absl::StatusOr<int64_t> WorkerRuntime::LoadOnDevice(
                             .kv_cache_tokens = options_.kv_cache_tokens,
                             .max_running = options_.max_running,
                             .max_step_tokens = options_.max_step_tokens,
+                            .programmatic_launch = options_.programmatic_launch,
                             .progress = [&](absl::string_view text) { progress(text); }}));
   decoder_ = std::move(opened.decoder);
   served_experts_ = std::move(opened.served_experts);

@@ -32,6 +32,7 @@ CONCLAVE_DEVICE int64_t StateIndex(const AttentionKernelArgs& args,
 // positions while they score and the dimensions while they mix values: neither sums across warps.
 template <int kHeadDim>
 __global__ void __launch_bounds__(kThreads) DecodeKernel(const AttentionKernelArgs args) {
+  AwaitPrevious();
   // Of head_dim 32, two of the warps mix nothing.
   constexpr int kWarpDims = kHeadDim / kWarps < 16 ? 16 : kHeadDim / kWarps;
   static_assert(kWarpDims % 16 == 0);
@@ -165,6 +166,7 @@ __global__ void __launch_bounds__(kThreads) DecodeKernel(const AttentionKernelAr
 // Row blockIdx.x of KV head y of sequence z; a thread a dimension. Merges the segments in order.
 template <int kHeadDim>
 __global__ void __launch_bounds__(kHeadDim) MergeKernel(const AttentionKernelArgs args) {
+  AwaitPrevious();
   const DeviceAttentionSequence sequence = args.sequences[blockIdx.z];
   const int row = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y);
   if (row >= sequence.num_tokens * args.group) return;

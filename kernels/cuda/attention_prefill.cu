@@ -30,6 +30,7 @@ struct RowSums {
 // warp 16.
 template <int kHeadDim>
 __global__ void __launch_bounds__(kThreads) PrefillKernel(const AttentionKernelArgs args) {
+  AwaitPrevious();
   constexpr int kDimTiles = kHeadDim / 8;
   const DeviceAttentionSequence sequence = args.sequences[blockIdx.z];
   const int kv_head = static_cast<int>(blockIdx.y);

@@ -18,6 +18,7 @@ CONCLAVE_DEVICE uint64_t Mix(uint64_t seed, int64_t index) {
 }
 
 __global__ void FillBf16Kernel(BFloat16* values, int64_t count, float half_width, uint64_t seed) {
+  AwaitPrevious();
   const int64_t stride = int64_t{gridDim.x} * kThreads;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += stride) {
     const float unit = static_cast<float>(Mix(seed, i) >> 40) * 0x1p-23f - 1;  // -1 .. 1
@@ -26,6 +27,7 @@ __global__ void FillBf16Kernel(BFloat16* values, int64_t count, float half_width
 }
 
 __global__ void FillFp8Kernel(uint8_t* values, int64_t count, uint64_t seed) {
+  AwaitPrevious();
   const int64_t stride = int64_t{gridDim.x} * kThreads;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += stride) {
     const uint64_t bits = Mix(seed, i);

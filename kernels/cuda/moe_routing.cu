@@ -32,6 +32,7 @@ CONCLAVE_DEVICE Best WarpBest(Best best) {
 __global__ void MoeGateKernel(const float* gate_logits, int32_t* topk_ids, float* topk_weights,
                               int64_t num_tokens, int num_experts, int top_k, bool norm_topk_prob,
                               const int32_t* num_valid_rows, int32_t* bad_token) {
+  AwaitPrevious();
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int64_t token = int64_t{blockIdx.x} * kGateWarps + warp;
@@ -110,6 +111,7 @@ CONCLAVE_DEVICE int BlockSum(int value) {
 __global__ void SortPairsKernel(const int32_t* topk_ids, const int32_t* place_of_expert,
                                 int32_t* expert_offsets, int32_t* pair_rows, int32_t* pair_of_slot,
                                 int num_slots, int num_experts, int top_k) {
+  AwaitPrevious();
   __shared__ int warp_counts[kSortWarps];
   const int expert = static_cast<int>(blockIdx.x);
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;

@@ -31,6 +31,7 @@ struct KernelArgs {
 // Head blockIdx.x * kWarps + warp of token blockIdx.y: queries, then keys, then values. Lane l
 // holds the pairs (i, i + head_dim / 2) of i = l, l + 32, ...
 __global__ void NormRopeKernel(KernelArgs args) {
+  AwaitPrevious();
   const int head =
       static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;

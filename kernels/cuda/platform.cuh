@@ -37,8 +37,11 @@ absl::Status Launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3
                     size_t shared_bytes, const Stream& stream, Args&&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return absl::OkStatus();
 #if defined(CONCLAVE_CUDA_EMULATION)
-  return stream.Enqueue(
-      [=] { emulation::RunGrid(name, grid, block, shared_bytes, [&] { kernel(args...); }); });
+  const bool programmatic = stream.programmatic();
+  return stream.Enqueue([=] {
+    emulation::RunGrid(
+        name, grid, block, shared_bytes, [&] { kernel(args...); }, programmatic);
+  });
 #else
   const absl::Status allowed =
       AllowSharedBytes(name, reinterpret_cast<const void*>(kernel), shared_bytes);
@@ -48,6 +51,13 @@ absl::Status Launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream.handle());
+  cudaLaunchAttribute programmatic = {};
+  programmatic.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  programmatic.val.programmaticStreamSerializationAllowed = 1;
+  if (stream.programmatic()) {
+    config.attrs = &programmatic;
+    config.numAttrs = 1;
+  }
   return LaunchStatus(name, cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...));
 #endif
 }
@@ -57,6 +67,19 @@ absl::Status Launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3
 #else
 #define CONCLAVE_DEVICE __device__ __forceinline__
 #endif
+
+// The first statement of every kernel: on a stream with programmatic launches the kernel before may
+// still run, and the one after is now free to be launched beside this one. Its threads wait here
+// in their turn until this kernel has ended, so that whoever gets past has all before it behind it,
+// and its memory. griddepcontrol is of sm_90; where no launch is programmatic it does nothing.
+CONCLAVE_DEVICE void AwaitPrevious() {
+#if defined(CONCLAVE_CUDA_EMULATION)
+  emulation::NoteAwaited();
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 // The thread block's dynamic shared memory, 128-byte aligned, `shared_bytes` of the launch.
 CONCLAVE_DEVICE unsigned char* DynamicShared() {

@@ -11,6 +11,7 @@ constexpr int kThreads = 256;
 
 __global__ void EmbeddingKernel(const uint32_t* ids, const BFloat16* table, float* residual,
                                 int64_t hidden_size) {
+  AwaitPrevious();
   const BFloat16* const row = table + int64_t{ids[blockIdx.x]} * hidden_size;
   float* const out = residual + int64_t{blockIdx.x} * hidden_size;
   for (int64_t i = threadIdx.x; i < hidden_size; i += kThreads) out[i] = Widen(row[i]);
@@ -20,6 +21,7 @@ __global__ void EmbeddingKernel(const uint32_t* ids, const BFloat16* table, floa
 // the warps.
 __global__ void RmsNormKernel(const float* input, const int64_t* row_ids, const float* weight,
                               BFloat16* output, int64_t hidden_size, float eps) {
+  AwaitPrevious();
   __shared__ float warp_sums[kThreads / kWarpSize];
   const int64_t row = row_ids == nullptr ? int64_t{blockIdx.x} : row_ids[blockIdx.x];
   const float* const in = input + row * hidden_size;
@@ -40,6 +42,7 @@ __global__ void RmsNormKernel(const float* input, const int64_t* row_ids, const 
 }
 
 __global__ void SwiGluKernel(const float* gate_up, BFloat16* output, int64_t intermediate_size) {
+  AwaitPrevious();
   const float* const gate = gate_up + int64_t{blockIdx.y} * 2 * intermediate_size;
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= intermediate_size) return;
@@ -48,6 +51,7 @@ __global__ void SwiGluKernel(const float* gate_up, BFloat16* output, int64_t int
 }
 
 __global__ void CombineKernel(const CombineArgs args) {
+  AwaitPrevious();
   const int64_t first_slot = int64_t{blockIdx.y} * args.num_experts_per_tok;
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   const bool has_others = args.other_of_slot != nullptr;

@@ -76,11 +76,11 @@ absl::StatusOr<DeviceInfo> QueryDevice(int ordinal) {
 
 absl::Status UseDevice(int ordinal) { return ToStatus(cudaSetDevice(ordinal), "cudaSetDevice"); }
 
-absl::StatusOr<Stream> Stream::Create() {
+absl::StatusOr<Stream> Stream::Create(bool programmatic) {
   cudaStream_t stream = nullptr;
   RETURN_IF_ERROR(ToStatus(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking),
                            "cudaStreamCreateWithFlags"));
-  return Stream(stream);
+  return Stream(stream, programmatic);
 }
 
 Stream::~Stream() {

@@ -47,10 +47,15 @@ absl::Status UseDevice(int ordinal);
 // Work that runs in order. Owned; not thread-safe.
 class Stream {
  public:
-  static absl::StatusOr<Stream> Create();
-  Stream(Stream&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  // `programmatic`: a kernel is launched while the one before it still runs, and waits for it
+  // inside (AwaitPrevious), so that the gap between the two is hidden. Needs compute
+  // capability 9.0.
+  static absl::StatusOr<Stream> Create(bool programmatic = false);
+  Stream(Stream&& other) noexcept
+      : handle_(std::exchange(other.handle_, nullptr)), programmatic_(other.programmatic_) {}
   Stream& operator=(Stream&& other) noexcept {
     std::swap(handle_, other.handle_);
+    std::swap(programmatic_, other.programmatic_);
     return *this;
   }
   ~Stream();
@@ -59,13 +64,15 @@ class Stream {
   absl::Status Synchronize() const;
 
   void* handle() const { return handle_; }  // a cudaStream_t
+  bool programmatic() const { return programmatic_; }
 #if defined(CONCLAVE_CUDA_EMULATION)
   absl::Status Enqueue(std::function<void()> work) const;
 #endif
 
  private:
-  explicit Stream(void* handle) : handle_(handle) {}
+  Stream(void* handle, bool programmatic) : handle_(handle), programmatic_(programmatic) {}
   void* handle_ = nullptr;
+  bool programmatic_ = false;
 };
 
 enum class MemoryKind {

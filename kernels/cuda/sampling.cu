@@ -384,6 +384,7 @@ CONCLAVE_DEVICE void ApplyPenalties(const SamplerRow& row, const SamplerCount* c
 }
 
 __global__ void __launch_bounds__(kThreads) SampleKernel(const DeviceSampleArgs args) {
+  AwaitPrevious();
   __shared__ Shared shared;
   const SamplerRow row = args.rows[blockIdx.x];
   const int thread = static_cast<int>(threadIdx.x);

@@ -50,6 +50,7 @@ CONCLAVE_DEVICE uint4 LoadWeights(const unsigned char* row, const float* scales,
 // w of K; the parts are added in shared memory.
 template <WeightFormat kFormat, bool kSwiGlu, int kRowTiles>
 __global__ void __launch_bounds__(kThreads) SkinnyGemmKernel(const GemmArgs args) {
+  AwaitPrevious();
   constexpr int kFeatureTiles = kSwiGlu ? 2 : 1;
   constexpr int kRows = kRowTiles * 8;
   // [part][feature tile][row tile][lane][4]: an mma's result as the lanes hold it.

@@ -36,6 +36,7 @@ CONCLAVE_DEVICE int64_t FeatureRow(int index, int64_t first_feature, int64_t wid
 // after another and meet in no bank.
 template <WeightFormat kFormat, bool kSwiGlu>
 __global__ void __launch_bounds__(kThreads, 2) TiledGemmKernel(const GemmArgs args) {
+  AwaitPrevious();
   constexpr int kValueBytes = kFormat == WeightFormat::kBf16 ? 2 : 1;
   constexpr int kRowBytes = kChunk * kValueBytes;  // of weights, in one chunk
   constexpr int kStageBytes = kWeightBytes<kFormat> + kInputBytes;

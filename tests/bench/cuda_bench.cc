@@ -36,6 +36,8 @@ class Bench {
   Bench(Stream stream, double tflops) : stream_(std::move(stream)), tflops_(tflops) {}
 
   const Stream& stream() const { return stream_; }
+  // All arrays; nothing may be running.
+  void Free() { memory_.clear(); }
 
   template <typename T>
   absl::StatusOr<T*> Array(int64_t count) {
@@ -48,6 +50,21 @@ class Bench {
     ASSIGN_OR_RETURN(BFloat16* const values, Array<BFloat16>(count));
     RETURN_IF_ERROR(FillRandomBf16(values, count, 0.02f, 1, stream_));
     return values;
+  }
+  // `count` matrices in a row of one array.
+  absl::StatusOr<DeviceMatrix> Matrices(WeightFormat format, int count, int64_t out, int64_t in) {
+    DeviceMatrix matrix{
+        .format = format, .out_features = out, .in_features = in, .num_matrices = count};
+    if (format == WeightFormat::kBf16) {
+      ASSIGN_OR_RETURN(matrix.values, Weights(count * out * in));
+      return matrix;
+    }
+    ASSIGN_OR_RETURN(uint8_t* const values, Array<uint8_t>(count * out * in));
+    RETURN_IF_ERROR(FillRandomFp8(values, count * out * in, 1, stream_));
+    matrix.values = values;
+    const int64_t num_scales = count * matrix.scale_rows() * matrix.scale_columns();
+    ASSIGN_OR_RETURN(matrix.scales, Upload(std::vector<float>(num_scales, 0.03f)));
+    return matrix;
   }
   template <typename T>
   absl::StatusOr<T*> Upload(const std::vector<T>& values) {
@@ -106,37 +123,48 @@ class Bench {
   std::vector<DeviceMemory> memory_;
 };
 
-absl::Status BenchLinear(Bench& bench, const char* name, int64_t out, int64_t in) {
+const char* NameOf(WeightFormat format) { return format == WeightFormat::kBf16 ? "" : " fp8"; }
+
+absl::Status BenchLinear(Bench& bench, WeightFormat format, const char* name, int64_t out,
+                         int64_t in) {
   // Eight copies in turn, so that a small weight does not stay in L2.
   constexpr int kCopies = 8;
-  ASSIGN_OR_RETURN(const BFloat16* const weight, bench.Weights(kCopies * out * in));
+  ASSIGN_OR_RETURN(const DeviceMatrix weights, bench.Matrices(format, kCopies, out, in));
+  const auto copy = [&](int call) {
+    DeviceMatrix weight = weights;
+    weight.num_matrices = 1;
+    const int64_t index = call % kCopies;
+    weight.values =
+        static_cast<const char*>(weights.values) + index * out * in * weights.value_bytes();
+    if (weights.scales != nullptr) {
+      weight.scales += index * weights.scale_rows() * weights.scale_columns();
+    }
+    return weight;
+  };
   constexpr int64_t kMaxBenchRows = 2048;
   const int64_t most = out == kVocab ? 64 : kMaxBenchRows;
   ASSIGN_OR_RETURN(const BFloat16* const input, bench.Weights(most * in));
   ASSIGN_OR_RETURN(float* const output, bench.Array<float>(most * out));
   for (const int64_t rows : {1, 8, 16, 32, 64, 256, 2048}) {
     if (rows > most) continue;
-    const double bytes =
-        2.0 * static_cast<double>(out * in) + static_cast<double>(rows * (2 * in + 4 * out));
+    const double bytes = static_cast<double>(weights.value_bytes() * out * in) +
+                         static_cast<double>(rows * (2 * in + 4 * out));
     const double flops = 2.0 * static_cast<double>(rows * out * in);
     RETURN_IF_ERROR(bench.Report(
-        std::string(name) + ", rows " + std::to_string(rows), bytes, flops, [&](int call) {
-          return Linear({.input = input,
-                         .weight = {.values = weight + call % kCopies * out * in,
-                                    .out_features = out,
-                                    .in_features = in},
-                         .output = output,
-                         .num_rows = rows},
+        std::string(name) + NameOf(format) + ", rows " + std::to_string(rows), bytes, flops,
+        [&](int call) {
+          return Linear({.input = input, .weight = copy(call), .output = output, .num_rows = rows},
                         bench.stream());
         }));
   }
   return absl::OkStatus();
 }
 
-absl::Status BenchExperts(Bench& bench) {
+absl::Status BenchExperts(Bench& bench, WeightFormat format) {
   const int64_t gate_up_size = 2 * kWidth * kHidden, down_size = kHidden * kWidth;
-  ASSIGN_OR_RETURN(const BFloat16* const gate_up, bench.Weights(kExperts * gate_up_size));
-  ASSIGN_OR_RETURN(const BFloat16* const down, bench.Weights(kExperts * down_size));
+  ASSIGN_OR_RETURN(const DeviceMatrix gate_up,
+                   bench.Matrices(format, kExperts, 2 * kWidth, kHidden));
+  ASSIGN_OR_RETURN(const DeviceMatrix down, bench.Matrices(format, kExperts, kHidden, kWidth));
   for (const int64_t rows : {1, 8, 32, 128, 512, 2048}) {
     const int64_t pairs = rows * kTopK;
     std::vector<int32_t> ids;  // spread evenly
@@ -152,7 +180,7 @@ absl::Status BenchExperts(Bench& bench) {
     ASSIGN_OR_RETURN(int32_t* const pair_of_slot, bench.Array<int32_t>(pairs));
     ASSIGN_OR_RETURN(BFloat16* const intermediate, bench.Array<BFloat16>(pairs * kWidth));
     ASSIGN_OR_RETURN(BFloat16* const output, bench.Array<BFloat16>(pairs * kHidden));
-    const std::string tokens = ", tokens " + std::to_string(rows);
+    const std::string tokens = NameOf(format) + (", tokens " + std::to_string(rows));
     RETURN_IF_ERROR(bench.Report("sort pairs" + tokens, 0, 0, [&](int) {
       return SortPairs({.topk_ids = topk_ids,
                         .expert_offsets = offsets,
@@ -163,21 +191,16 @@ absl::Status BenchExperts(Bench& bench) {
                         .num_experts_per_tok = kTopK},
                        bench.stream());
     }));
-    const double bytes = 2.0 * static_cast<double>(used * (gate_up_size + down_size)) +
+    const double bytes = static_cast<double>(gate_up.value_bytes()) *
+                             static_cast<double>(used * (gate_up_size + down_size)) +
                          2.0 * static_cast<double>(pairs * (2 * kHidden + 2 * kWidth));
     const double flops = 2.0 * static_cast<double>(pairs * (gate_up_size + down_size));
     RETURN_IF_ERROR(bench.Report("experts" + tokens, bytes, flops, [&](int) {
       return ExpertFfn({.hidden_states = hidden,
                         .pair_rows = pair_rows,
                         .expert_offsets = offsets,
-                        .gate_up_proj = {.values = gate_up,
-                                         .out_features = 2 * kWidth,
-                                         .in_features = kHidden,
-                                         .num_matrices = kExperts},
-                        .down_proj = {.values = down,
-                                      .out_features = kHidden,
-                                      .in_features = kWidth,
-                                      .num_matrices = kExperts},
+                        .gate_up_proj = gate_up,
+                        .down_proj = down,
                         .intermediate = intermediate,
                         .output = output,
                         .max_pairs = pairs},
@@ -185,6 +208,53 @@ absl::Status BenchExperts(Bench& bench) {
     }));
   }
   return absl::OkStatus();
+}
+
+// What lies between the products of a sparse layer: bytes in and out once.
+absl::Status BenchRows(Bench& bench, int64_t rows) {
+  const int64_t slots = rows * kTopK;
+  ASSIGN_OR_RETURN(float* const residual, bench.Array<float>(rows * kHidden));
+  ASSIGN_OR_RETURN(const float* const weight, bench.Array<float>(kHidden));
+  ASSIGN_OR_RETURN(BFloat16* const normed, bench.Array<BFloat16>(rows * kHidden));
+  const std::string name = ", rows " + std::to_string(rows);
+  RETURN_IF_ERROR(
+      bench.Report("norm" + name, static_cast<double>(rows * kHidden * (4 + 2)), 0, [&](int) {
+        return RmsNorm({.input = residual,
+                        .weight = weight,
+                        .output = normed,
+                        .num_rows = rows,
+                        .hidden_size = kHidden,
+                        .rms_norm_eps = 1e-6f},
+                       nullptr, bench.stream());
+      }));
+  ASSIGN_OR_RETURN(const float* const logits, bench.Array<float>(rows * kExperts));
+  DeviceMoeGateArgs gate;
+  ASSIGN_OR_RETURN(gate.bad_token, bench.Array<int32_t>(1));
+  ASSIGN_OR_RETURN(int32_t* const ids, bench.Array<int32_t>(slots));
+  ASSIGN_OR_RETURN(float* const weights, bench.Array<float>(slots));
+  gate.args = {.gate_logits = logits,
+               .topk_ids = ids,
+               .topk_weights = weights,
+               .num_tokens = rows,
+               .num_experts = kExperts,
+               .num_experts_per_tok = kTopK};
+  RETURN_IF_ERROR(bench.Report("gate" + name, static_cast<double>(rows * 4 * kExperts + 8 * slots),
+                               0, [&](int) { return MoeGate(gate, bench.stream()); }));
+  std::vector<int32_t> pairs(slots);
+  for (int64_t i = 0; i < slots; ++i) pairs[i] = static_cast<int32_t>(i);
+  ASSIGN_OR_RETURN(const int32_t* const pair_of_slot, bench.Upload(pairs));
+  ASSIGN_OR_RETURN(const BFloat16* const expert_rows, bench.Array<BFloat16>(slots * kHidden));
+  return bench.Report("combine" + name, static_cast<double>((slots * 2 + rows * 8) * kHidden), 0,
+                      [&](int) {
+                        return Combine({.expert_rows = expert_rows,
+                                        .pair_of_slot = pair_of_slot,
+                                        .topk_weights = weights,
+                                        .residual = residual,
+                                        .num_tokens = rows,
+                                        .num_experts_per_tok = kTopK,
+                                        .hidden_size = kHidden},
+                                       bench.stream());
+                      });
 }
 
 // `batch` sequences of `new_tokens` tokens each at the end of `context`.
@@ -235,10 +305,15 @@ absl::Status Run(int device, double tflops) {
   ASSIGN_OR_RETURN(Stream stream, Stream::Create());
   Bench bench(std::move(stream), tflops);
   RETURN_IF_ERROR(bench.MeasureCopy());
-  RETURN_IF_ERROR(BenchLinear(bench, "qkv_proj 5120 x 2048", kQkv, kHidden));
-  RETURN_IF_ERROR(BenchLinear(bench, "o_proj 2048 x 4096", kHidden, kHeads * kHeadDim));
-  RETURN_IF_ERROR(BenchLinear(bench, "lm_head 151936 x 2048", kVocab, kHidden));
-  RETURN_IF_ERROR(BenchExperts(bench));
+  for (const WeightFormat format : {WeightFormat::kBf16, WeightFormat::kFp8Block128}) {
+    RETURN_IF_ERROR(BenchLinear(bench, format, "qkv_proj 5120 x 2048", kQkv, kHidden));
+    RETURN_IF_ERROR(BenchLinear(bench, format, "o_proj 2048 x 4096", kHidden, kHeads * kHeadDim));
+    RETURN_IF_ERROR(BenchExperts(bench, format));
+    bench.Free();
+  }
+  RETURN_IF_ERROR(
+      BenchLinear(bench, WeightFormat::kBf16, "lm_head 151936 x 2048", kVocab, kHidden));
+  for (const int64_t rows : {1, 32, 2048}) RETURN_IF_ERROR(BenchRows(bench, rows));
   for (const int batch : {1, 8, 32, 128}) RETURN_IF_ERROR(BenchAttention(bench, batch, 1, 1024));
   RETURN_IF_ERROR(BenchAttention(bench, 1, 1, 32768));
   for (const int tokens : {512, 2048, 8192}) {

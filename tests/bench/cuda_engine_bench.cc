@@ -42,6 +42,7 @@ struct BenchOptions {
   double bf16_tflops = 989;
   double fp8_tflops = 1979;
   double memory_utilization = 0.9;
+  bool programmatic_launch = false;
 };
 
 // Bytes a second that copies of so many bytes on the device read and write, the median.
@@ -129,6 +130,7 @@ absl::Status Run(const BenchOptions& options) {
   runtime.device = options.device;
   runtime.load_format = "dummy";
   runtime.open_device = OpenCudaDecoder;
+  runtime.programmatic_launch = options.programmatic_launch;
   runtime.gpu_memory_utilization = options.memory_utilization;
   runtime.prefix_cache = false;
   runtime.max_running = *std::max_element(options.batches.begin(), options.batches.end());
@@ -195,6 +197,8 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--fp8_tflops", options.fp8_tflops, "H100 1979, H20 296")->capture_default_str();
   app.add_option("--gpu_memory_utilization", options.memory_utilization)->capture_default_str();
+  app.add_option("--programmatic_launch", options.programmatic_launch, "As the worker's flag")
+      ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   const absl::Status status = conclave::Run(options);
   if (status.ok()) return 0;

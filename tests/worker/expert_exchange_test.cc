@@ -240,7 +240,7 @@ TEST_F(ExpertExchangeTest, KilledWithoutAReplicaAndRestarted) {
   ASSERT_TRUE(AwaitUp(*exchange, false));
   EXPECT_THAT(exchange->Ready(),
               StatusIs(absl::StatusCode::kUnavailable,
-                       AllOf(HasSubstr("expert 0 of layer 0"), HasSubstr(target))));
+                       AllOf(HasSubstr("serves experts 0-7 of layer 0"), HasSubstr(target))));
   absl::StatusOr<Rows> rows = absl::UnknownError("not yet");
   std::thread engine([&] { rows = step.Run(*exchange); });
   shard = std::make_unique<TestShard>(*model_, model_->AllExperts(), /*epoch=*/2, target);
@@ -329,6 +329,30 @@ TEST_F(ExpertExchangeTest, AnotherWeightDtypeIsRefused) {
                              HasSubstr("is int8, want bf16"))));
 }
 
+// A caller that runs experts itself, on its device, gets null for them and the rest from shards.
+TEST_F(ExpertExchangeTest, ExpertsInPlaceAreLeftToTheCaller) {
+  TestShard shard(*model_, {1, 2, 4, 5, 6});
+  GrpcExpertExchangeOptions options = Options({shard.target()});
+  options.experts_in_place = {0, 2, 3, 7};  // 2 is on the shard too
+  const auto exchange = Connect(std::move(options));
+  const ExchangeStep step(*model_, 1, 9, 4);
+  std::vector<const BFloat16*> rows;
+  ASSERT_OK(exchange->Run(step.batch, rows));
+  const Rows expected = Expected(step);
+  const int64_t hidden = model_->config().hidden_size;
+  ASSERT_EQ(rows.size(), step.topk_ids.size());
+  int num_null = 0;
+  for (size_t slot = 0; slot < rows.size(); ++slot) {
+    const int32_t expert = step.topk_ids[slot];
+    const bool in_place = expert == 0 || expert == 2 || expert == 3 || expert == 7;
+    EXPECT_EQ(rows[slot] == nullptr, in_place) << expert;
+    num_null += in_place ? 1 : 0;
+    if (in_place || rows[slot] == nullptr) continue;
+    EXPECT_TRUE(std::equal(rows[slot], rows[slot] + hidden, expected.data() + slot * hidden));
+  }
+  EXPECT_GT(num_null, 0);
+}
+
 TEST_F(ExpertExchangeTest, NamesTheExpertThatNobodyHas) {
   TestShard a(*model_, {0, 1, 2, 3}), b(*model_, {4, 6, 7});
   GrpcExpertExchangeOptions options = Options({a.target(), b.target()});
@@ -377,7 +401,7 @@ TEST_F(ExpertExchangeTest, LocalExchangeSaysWhatItLacks) {
   EXPECT_TRUE(all.Shards().empty());
   LocalExpertExchange some(model_->config(), model_->LoadRunner({0, 1, 2}));
   EXPECT_THAT(some.Ready(),
-              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("expert 3 of layer 0")));
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("experts 3-7 of layer 0")));
   ExchangeStep step(*model_, 1, 1, 1);
   step.topk_ids = {2, 7};
   step.batch.topk_ids = step.topk_ids.data();

@@ -41,7 +41,7 @@ absl::StatusOr<std::unique_ptr<CudaDecoder>> CudaDecoder::Create(const Qwen3Conf
 
 absl::Status CudaDecoder::Allocate() {
   RETURN_IF_ERROR(cuda::UseDevice(options_.device));
-  ASSIGN_OR_RETURN(cuda::Stream stream, cuda::Stream::Create());
+  ASSIGN_OR_RETURN(cuda::Stream stream, cuda::Stream::Create(options_.programmatic_launch));
   buffers_ = std::make_unique<Buffers>(std::move(stream));
   ASSIGN_OR_RETURN(buffers_->sent, cuda::Event::Create());
   RETURN_IF_ERROR(buffers_->Allocate(config_, options_));

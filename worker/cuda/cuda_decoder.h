@@ -32,6 +32,7 @@ struct CudaDecoderOptions {
   bool experts_elsewhere = false;  // some, or all
   // Decode steps are recorded as a CUDA graph for each bucket of batch sizes and contexts.
   bool graphs = true;
+  bool programmatic_launch = false;  // see cuda::Stream
 };
 
 // Bytes of a CudaDecoder beside weights and KV blocks: activations of a step, attention's

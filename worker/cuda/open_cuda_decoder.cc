@@ -54,6 +54,7 @@ absl::StatusOr<CudaPlan> MakePlan(const DeviceDecoderRequest& request,
   plan.decoder.device = info.ordinal;
   plan.decoder.max_running = request.max_running;
   plan.decoder.max_step_tokens = request.max_step_tokens;
+  plan.decoder.programmatic_launch = request.programmatic_launch;
   plan.decoder.max_context = config.MaxContext();
   plan.decoder.experts_here = !request.expert_ids.empty();
   plan.decoder.experts_elsewhere = request.experts != nullptr;
@@ -84,6 +85,10 @@ absl::StatusOr<DeviceDecoder> OpenCudaDecoder(const DeviceDecoderRequest& reques
   ASSIGN_OR_RETURN(const int ordinal, cuda::ParseCudaDevice(request.device));
   ASSIGN_OR_RETURN(const cuda::DeviceInfo info, cuda::QueryDevice(ordinal));
   RETURN_IF_ERROR(CheckShape(config));
+  if (request.programmatic_launch && info.compute_major < 9) {
+    return errors::OutOfRange("compute capability for programmatic_launch", info.compute_major,
+                              "at least 9 (Hopper)");
+  }
   ASSIGN_OR_RETURN(const CudaPlan plan, MakePlan(request, info));
   request.progress(absl::StrCat(info.ToString(), ": ", plan.memory.ToString()));
   const auto progress = [&](size_t done, size_t total) {

@@ -92,7 +92,7 @@ struct StackAllocator {
 class Machine {
  public:
   void Run(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
-           const std::function<void()>& body) {
+           const std::function<void()>& body, bool must_await) {
     const unsigned num_threads = block.x * block.y * block.z;
     CHECK(num_threads > 0 && num_threads <= kMaxThreads && num_threads % kWarp == 0)
         << kernel << ": a thread block of " << num_threads;
@@ -100,6 +100,7 @@ class Machine {
         << kernel << ": a grid of " << grid.x << " x " << grid.y << " x " << grid.z;
     CHECK_LE(shared_bytes, kMaxSharedBytes) << kernel;
     kernel_ = kernel;
+    must_await_ = must_await;
     body_ = &body;
     while (threads_.size() < num_threads) AddThread();
     warps_.resize(num_threads / kWarp);
@@ -184,6 +185,7 @@ class Machine {
       thread.state.block_dim = block;
       thread.state.grid_dim = grid;
       thread.state.lane = i % kWarp;
+      thread.state.has_awaited = false;
       thread.waits_for = nullptr;
       thread.done = false;
     }
@@ -213,6 +215,8 @@ class Machine {
       progress = true;
       if (!thread.done) continue;
       --*left;
+      CHECK(!must_await_ || thread.state.has_awaited)
+          << kernel_ << ": may run beside the kernel before it, and does not wait for it";
       CHECK(thread.open_copies.empty()) << kernel_ << ": copies that were never committed";
       thread.copy_groups.clear();
     }
@@ -285,6 +289,7 @@ class Machine {
   unsigned num_threads_ = 0;
   unsigned running_ = 0;
   bool eager_copies_ = false;
+  bool must_await_ = false;
   context::fiber scheduler_;
   void* scheduler_fake_stack_ = nullptr;
   const void* scheduler_bottom_ = nullptr;
@@ -299,10 +304,10 @@ Machine& TheMachine() {
 }  // namespace
 
 void RunGrid(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
-             const std::function<void()>& body) {
+             const std::function<void()>& body, bool must_await) {
   static std::mutex* const mutex = new std::mutex;
   const std::lock_guard<std::mutex> lock(*mutex);
-  TheMachine().Run(kernel, grid, block, shared_bytes, body);
+  TheMachine().Run(kernel, grid, block, shared_bytes, body, must_await);
 }
 
 const unsigned char* ExchangeInWarp(const void* value, size_t bytes, const char* file, int line) {

@@ -52,6 +52,7 @@ namespace conclave::cuda::emulation {
 struct ThreadState {
   dim3 thread_idx, block_idx, block_dim, grid_dim;
   unsigned lane = 0;
+  mutable bool has_awaited = false;
 };
 extern const ThreadState* current;
 extern void* dynamic_shared;
@@ -61,10 +62,12 @@ inline constexpr int kPoison = 0xff;
 
 // Runs `body` once for each thread of each thread block. Aborts, naming the kernel, where a device
 // would hang or misbehave: threads of a thread block that wait at different barriers, or for
-// threads that have left; a thread block that is no whole number of warps. Any thread; one grid at
-// a time.
+// threads that have left; a thread block that is no whole number of warps; with must_await a thread
+// that never calls AwaitPrevious. Any thread; one grid at a time.
 void RunGrid(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
-             const std::function<void()>& body);
+             const std::function<void()>& body, bool must_await = false);
+
+inline void NoteAwaited() { current->has_awaited = true; }
 
 // Every lane of the warp hands in `bytes` (at most 64) and sees what all 32 handed in: [32][64].
 const unsigned char* ExchangeInWarp(const void* value, size_t bytes, const char* file, int line);

@@ -83,12 +83,12 @@ absl::StatusOr<DeviceInfo> QueryDevice(int ordinal) {
 
 absl::Status UseDevice(int) { return absl::OkStatus(); }
 
-absl::StatusOr<Stream> Stream::Create() {
+absl::StatusOr<Stream> Stream::Create(bool programmatic) {
   auto* const state = new StreamState;
   Streams& streams = AllStreams();
   const std::lock_guard<std::mutex> lock(streams.mutex);
   streams.all.insert(state);
-  return Stream(state);
+  return Stream(state, programmatic);
 }
 
 Stream::~Stream() {

@@ -33,6 +33,22 @@ TEST(EmulatorTest, BarriersSeparateWritesFromReads) {
   EXPECT_EQ(data, before);
 }
 
+__global__ void AwaitsInOneWarp(float* data) {
+  if (threadIdx.x < 32) AwaitPrevious();
+  data[threadIdx.x] = 1;
+}
+
+TEST(EmulatorTest, AProgrammaticLaunchMustAwaitTheKernelBefore) {
+  std::vector<float> data(64);
+  const auto run = [&](unsigned threads) {
+    emulation::RunGrid(
+        "TestKernel", 1, threads, 0, [&] { AwaitsInOneWarp(data.data()); }, /*must_await=*/true);
+  };
+  run(32);
+  EXPECT_EQ(data[31], 1);
+  EXPECT_DEATH(run(64), "TestKernel: may run beside the kernel before it");
+}
+
 __global__ void MissingBarrier(float* data) {
   auto* const shared = reinterpret_cast<float*>(DynamicShared());
   shared[threadIdx.x] = 1;

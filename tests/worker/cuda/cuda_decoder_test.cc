@@ -281,6 +281,19 @@ TEST_F(CudaWorkerTest, GeneratesTheCpusTokens) {
   }
 }
 
+// The emulator aborts on a kernel that does not wait for the one before it.
+TEST_F(CudaWorkerTest, ProgrammaticLaunchesChangeNoToken) {
+  ASSERT_OK_AND_ASSIGN(const cuda::DeviceInfo info, cuda::QueryDevice(0));
+  if (info.compute_major < 9) GTEST_SKIP() << "SKIPPED: needs a Hopper GPU";
+  for (const Qwen3Config& config : {Dense(), Moe()}) {
+    const TestModel model(config);
+    WorkerRuntimeOptions options = OnDevice(model.dir());
+    const std::vector<std::vector<uint32_t>> expected = Generate(options);
+    options.programmatic_launch = true;
+    EXPECT_EQ(Generate(options), expected);
+  }
+}
+
 TEST_F(CudaWorkerTest, DevicesAndHostsSamplersDrawTheSame) {
   const TestModel model(Moe());
   EXPECT_EQ(Generate(OnDevice(model.dir()), /*host_draws=*/true), Generate(OnDevice(model.dir())));
@@ -363,7 +376,7 @@ TEST_F(CudaWorkerTest, ExpertsThatNobodyHoldsAreListed) {
   TestWorker worker(options);
   EXPECT_THAT(
       worker.runtime().experts()->Ready(),
-      StatusIs(absl::StatusCode::kUnavailable, HasSubstr("serves expert 4-5,7 of layer 0")));
+      StatusIs(absl::StatusCode::kUnavailable, HasSubstr("serves experts 4-5,7 of layer 0")));
 }
 
 TEST_F(CudaWorkerTest, DummyWeightsNeedTheConfigAlone) {
