@@ -69,6 +69,17 @@ bool ShardConnection::Send(uint64_t stream_id, grpc::ByteBuffer frame) {
   return stream->Send(std::move(frame));
 }
 
+void ShardConnection::Announce(const v1::RequestTag& request) {
+  absl::MutexLock lock(&mutex_);
+  // A shard that gets nothing for long, because it is down, misses some.
+  if (announced_.size() < limits::kMaxAnnouncedRequests) announced_.push_back(request);
+}
+
+std::vector<v1::RequestTag> ShardConnection::TakeAnnounced() {
+  absl::MutexLock lock(&mutex_);
+  return std::exchange(announced_, {});
+}
+
 void ShardConnection::Reset(uint64_t path_id, const absl::Status& reason) {
   std::shared_ptr<DispatchStream> stream;
   std::shared_ptr<SharedMemoryCall> link_call;
@@ -140,7 +151,7 @@ void ShardConnection::OnLinkOpen(uint64_t stream_id, std::shared_ptr<FrameLink> 
     absl::MutexLock lock(&mutex_);
     if (!link_wanted_ || !view_.HasPath(stream_id)) return;
     view_.link = std::move(link);
-    view_.link_id = ++last_path_id_;
+    view_.link_id = inbox_->NextPathId();
   }
   LOG_INFO("shard {} is reached through shared memory", options_.target);
   inbox_->NotifyChanged();
@@ -187,7 +198,10 @@ void ShardConnection::ThreadMain() {
       view_.reason = description.status();
       view_.wrong_model = absl::IsFailedPrecondition(description.status());
     }
-    if (!description.ok()) inbox_->NotifyChanged();
+    if (!description.ok()) {
+      inbox_->NotifyChanged();
+      options_.on_unreachable();
+    }
     // A stream that lasted shows that the shard was well: the next loss is a new one.
     const bool lasted = description.ok() && absl::Now() - start > absl::Seconds(1);
     pause = lasted ? kFirstPause : std::min(2 * pause, kLongestPause);
@@ -250,7 +264,7 @@ void ShardConnection::OpenStream(const v1::ShardDescription& description) {
   {
     absl::MutexLock lock(&mutex_);
     if (stopping_) return;
-    stream_id = ++last_path_id_;
+    stream_id = inbox_->NextPathId();
     ++open_calls_;
     view_.up = true;
     view_.stream_id = stream_id;
