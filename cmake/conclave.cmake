@@ -23,7 +23,9 @@ if(NOT CONCLAVE_KERNELS_ONLY)
   find_package(nlohmann_json REQUIRED)
   find_package(CLI11 REQUIRED)
   find_program(GRPC_CPP_PLUGIN grpc_cpp_plugin REQUIRED)
-  find_library(PROMETHEUS_CORE prometheus-cpp-core REQUIRED)  # Debian ships no CMake package for it
+  # Debian ships no CMake packages for these.
+  find_library(CARES cares REQUIRED)
+  find_library(PROMETHEUS_CORE prometheus-cpp-core REQUIRED)
   find_library(PROMETHEUS_PULL prometheus-cpp-pull REQUIRED)
 endif()
 

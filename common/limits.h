@@ -42,6 +42,9 @@ inline constexpr int kMaxNcclFrames = 16;
 inline constexpr size_t kNcclWindowBytes = 32 << 20;
 // Buffers of tensors that a process keeps although nobody uses them now.
 inline constexpr size_t kMaxIdleTensorBytes = 256 << 20;
+// Addresses of one DNS name; an answer of more is cut. Each is a peer with a connection that is
+// asked how it is twice a second: of 256 that is 512 small calls a second.
+inline constexpr size_t kMaxPeersOfName = 256;
 
 // ---- public API ----
 // A prompt of 262,144 tokens is at most ~1 MiB of text; ten times that is not a chat.
@@ -139,6 +142,12 @@ inline constexpr absl::Duration kDeadlineSkew = absl::Milliseconds(100);
 // on, or it will not.
 inline constexpr absl::Duration kPrefillAheadDeadline = absl::Minutes(2);
 inline constexpr absl::Duration kDescribeDeadline = absl::Seconds(5);
+// A DNS name is asked anew so often: a new replica is found as soon as that, which is also how long
+// Kubernetes' DNS lets a record be kept.
+inline constexpr absl::Duration kNameRefresh = absl::Seconds(5);
+// And that soon after a peer was lost, or while a name has no address.
+inline constexpr absl::Duration kNameRefreshAfterLoss = absl::Seconds(1);
+inline constexpr absl::Duration kResolveDeadline = absl::Seconds(5);
 inline constexpr absl::Duration kControlDeadline = absl::Seconds(5);
 // A shard that has not answered a dispatch after this is taken for lost.
 inline constexpr absl::Duration kDispatchTimeout = absl::Seconds(30);

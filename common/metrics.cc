@@ -47,6 +47,12 @@ prometheus::Histogram& Metrics::Histogram(absl::string_view name, absl::string_v
       .Add(labels, buckets);
 }
 
+void Metrics::RemoveGauge(absl::string_view name, const MetricLabels& labels) {
+  prometheus::Family<prometheus::Gauge>& family =
+      prometheus::BuildGauge().Name(std::string(name)).Register(*registry_);
+  family.Remove(&family.Add(labels));
+}
+
 absl::StatusOr<int> Metrics::Serve(absl::string_view host, int port) {
   // prometheus-cpp throws when it cannot bind; no exception leaves our functions.
   try {

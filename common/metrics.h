@@ -30,7 +30,8 @@ class Metrics {
  public:
   Metrics() : registry_(std::make_shared<prometheus::Registry>()) {}
 
-  // The metric of that name and labels, made on first use; references live as long as this.
+  // The metric of that name and labels, made on first use; references live as long as this, but for
+  // those of a gauge that was removed.
   prometheus::Counter& Counter(absl::string_view name, absl::string_view help,
                                const MetricLabels& labels = {});
   prometheus::Gauge& Gauge(absl::string_view name, absl::string_view help,
@@ -38,6 +39,9 @@ class Metrics {
   prometheus::Histogram& Histogram(absl::string_view name, absl::string_view help,
                                    const prometheus::Histogram::BucketBoundaries& buckets,
                                    const MetricLabels& labels = {});
+
+  // Of something that is gone for good, where 0 would be taken for something that is down.
+  void RemoveGauge(absl::string_view name, const MetricLabels& labels);
 
   // Serves GET /metrics on host:port (port 0 picks a free one); returns the port.
   // Unavailable if the port is taken. Call once.

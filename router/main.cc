@@ -29,6 +29,7 @@
 #include "router/worker_pool.h"
 #include "rpc/address.h"
 #include "rpc/announce.h"
+#include "rpc/name_resolver.h"
 #include "rpc/server_runner.h"
 #include "rpc/shutdown_signals.h"
 
@@ -76,7 +77,9 @@ void DefineFlags(CLI::App& app, Flags* flags) {
                  "Thinking mode of requests that do not say: thinking or off")
       ->check(CLI::IsMember({"thinking", "off"}))
       ->capture_default_str();
-  app.add_option("--workers", flags->pool.targets, "gRPC targets of the workers, by comma")
+  app.add_option("--workers", flags->pool.targets,
+                 "gRPC targets of the workers, by comma; dns:///NAME:PORT: a worker at each of the "
+                 "name's addresses, which is asked for again every 5 seconds")
       ->delimiter(',')
       ->required();
   app.add_option("--max_inflight", flags->engine.max_inflight,
@@ -136,7 +139,7 @@ std::vector<FlagGroup> Groups() {
 
 absl::Status CheckTargets(const std::vector<std::string>& targets) {
   for (const std::string& target : targets) {
-    if (target.empty()) return absl::InvalidArgumentError("workers holds an empty target");
+    RETURN_IF_ERROR(CheckPeerTarget(target));
     if (std::count(targets.begin(), targets.end(), target) > 1) {
       return absl::InvalidArgumentError(absl::StrCat("workers names ", target, " twice"));
     }
@@ -251,7 +254,7 @@ int main(int argc, char** argv) {
   const auto check = [&flags]() -> std::vector<absl::Status> {
     return {
         conclave::InitLog("router", flags.log_level, flags.log_format),
-        conclave::CheckTargets(flags.pool.targets),
+        conclave::ForFlag("--workers", conclave::CheckTargets(flags.pool.targets)),
         conclave::ForFlag("--listen", conclave::CheckListenAddress(flags.listen)),
         conclave::ForFlag("--http_listen", conclave::ParseHostPort(flags.http_listen).status())};
   };

@@ -25,7 +25,7 @@ RouterMetrics::RouterMetrics(Metrics* metrics)
       inflight_(metrics->Gauge("conclave_router_inflight", "Requests admitted and not finished")),
       waiting_(
           metrics->Gauge("conclave_router_waiting", "Requests admitted that no worker holds now")),
-      workers_(metrics->Gauge("conclave_router_workers", "Workers the router was told of")),
+      workers_(metrics->Gauge("conclave_router_workers", "Workers the router knows of")),
       workers_up_(metrics->Gauge("conclave_router_workers_up", "Workers that are ready")),
       workers_with_other_model_(
           metrics->Gauge("conclave_router_workers_with_other_model",

@@ -29,15 +29,13 @@ WorkerPool::WorkerPool(WorkerPoolOptions options, v1::ModelInfo model, RouterMet
     : options_(std::move(options)),
       model_(std::move(model)),
       metrics_(metrics),
-      prefixes_(limits::kMaxPrefixMapChunks) {
-  metrics_->workers().Set(num_workers());
-  absl::MutexLock lock(&mutex_);
-  for (const std::string& target : options_.targets) {
-    Worker& worker = workers_.emplace_back();
-    worker.target = target;
-    worker.stub = v1::Worker::NewStub(MakeChannel(target));
-  }
-  for (int worker = 0; worker < num_workers(); ++worker) SchedulePoll(worker, absl::Now());
+      prefixes_(limits::kMaxPrefixMapChunks),
+      watcher_(
+          {.targets = options_.targets,
+           .resolver = options_.resolver,
+           .refresh = options_.name_refresh,
+           .refresh_after_loss = std::min(limits::kNameRefreshAfterLoss, options_.name_refresh)}) {
+  watcher_.Start([this](const PeerWatcher::Found& found) { OnPeers(found); });
 }
 
 WorkerPool::~WorkerPool() {
@@ -51,6 +49,60 @@ bool WorkerPool::Idle() const {
   return calls_.empty() && std::all_of(workers_.begin(), workers_.end(), [](const Worker& worker) {
            return worker.inflight == 0 && worker.background == 0;
          });
+}
+
+// ---- who there is ----
+
+void WorkerPool::OnPeers(const PeerWatcher::Found& found) {
+  std::vector<std::unique_ptr<v1::Worker::Stub>> gone;  // their channels close without the lock
+  absl::MutexLock lock(&mutex_);
+  if (stopping_) return;
+  absl::flat_hash_set<std::string> missing;
+  for (const Peer& peer : found.peers) missing.insert(peer.address);
+  for (Worker& worker : workers_) {
+    if (worker.stub == nullptr) continue;
+    const bool leaving = missing.erase(worker.target) == 0;
+    if (leaving != worker.leaving) {
+      LOG_INFO("worker {} {}", worker.target, leaving ? "has left its name" : "is back");
+      worker.leaving = leaving;
+      worker.rests_until = absl::InfinitePast();
+      SetUp(worker, false, leaving ? "it has left its name" : "not asked yet");
+      if (!leaving && !worker.polling) {
+        SchedulePoll(static_cast<int>(&worker - workers_.data()), absl::Now());
+      }
+    }
+    const bool in_use = worker.inflight > 0 || worker.background > 0 || worker.polling;
+    if (!leaving || in_use) continue;
+    timers_.Cancel(worker.poll_timer);
+    gone.push_back(std::move(worker.stub));
+    worker = Worker();
+  }
+  for (const Peer& peer : found.peers) {
+    if (missing.erase(peer.address) > 0) Join(peer.address);
+  }
+  unresolved_.clear();
+  for (size_t i = 0; i < found.errors.size(); ++i) {
+    if (found.errors[i].ok()) continue;
+    unresolved_.emplace_back(options_.targets[i], std::string(found.errors[i].message()));
+  }
+  metrics_->workers().Set(static_cast<double>(found.peers.size() + unresolved_.size()));
+}
+
+void WorkerPool::Join(const std::string& address) {
+  int idx = 0;
+  while (idx < num_slots() && workers_[idx].stub != nullptr) ++idx;
+  if (idx == num_slots()) workers_.emplace_back();
+  workers_[idx].target = address;
+  workers_[idx].stub = v1::Worker::NewStub(MakeChannel(address));
+  SchedulePoll(idx, absl::Now());
+}
+
+int WorkerPool::num_workers() const {
+  absl::MutexLock lock(&mutex_);
+  return static_cast<int>(unresolved_.size() +
+                          std::count_if(workers_.begin(), workers_.end(), [](const Worker& worker) {
+                            return worker.stub != nullptr && !worker.leaving;
+                          }));
 }
 
 // ---- choosing ----
@@ -68,8 +120,8 @@ int64_t WorkerPool::LoadOf(const Worker& worker) const {
 }
 
 std::vector<int64_t> WorkerPool::CachedTokens(const Wanted& wanted) const {
-  std::vector<int64_t> cached = prefixes_.CommonTokens(wanted.prefix, num_workers());
-  for (int i = 0; i < num_workers(); ++i) {
+  std::vector<int64_t> cached = prefixes_.CommonTokens(wanted.prefix, num_slots());
+  for (int i = 0; i < num_slots(); ++i) {
     if (!workers_[i].description.prefix_cache()) cached[i] = 0;
   }
   return cached;
@@ -78,7 +130,7 @@ std::vector<int64_t> WorkerPool::CachedTokens(const Wanted& wanted) const {
 int WorkerPool::FindBest(const Wanted& wanted, const std::vector<int64_t>& cached) const {
   int best = -1;
   int64_t best_cost = 0;
-  for (int i = 0; i < num_workers(); ++i) {
+  for (int i = 0; i < num_slots(); ++i) {
     if (!CanUse(i, wanted)) continue;
     const Worker& worker = workers_[i];
     const int64_t cost = LoadOf(worker) * options_.tokens_per_request - cached[i];
@@ -111,7 +163,7 @@ std::unique_ptr<WorkerLease> WorkerPool::Acquire(const Wanted& wanted) {
 
 std::unique_ptr<WorkerLease> WorkerPool::AcquireIdle(int worker_idx, const PrefixKeys& prefix) {
   absl::MutexLock lock(&mutex_);
-  if (stopping_) return nullptr;
+  if (stopping_ || worker_idx >= num_slots()) return nullptr;
   Worker& worker = workers_[worker_idx];
   const bool idle = worker.inflight == 0 && worker.description.waiting() == 0;
   if (!worker.up || !idle || !worker.description.prefix_cache()) return nullptr;
@@ -136,7 +188,7 @@ WorkerPool::WaitId WorkerPool::Wait(const Wanted& wanted, absl::Time deadline,
   const WaitId id = next_wait_++;
   // A worker that came up since the caller looked would wake nobody again.
   bool any = false;
-  for (int i = 0; i < num_workers(); ++i) any |= CanUse(i, wanted);
+  for (int i = 0; i < num_slots(); ++i) any |= CanUse(i, wanted);
   const absl::Time when = any ? absl::Now() : deadline;
   const Timers::Id timer = timers_.RunAt(when, [this, id] { FireWaiter(id); });
   waiters_.emplace(id, Waiter{std::move(callback), timer});
@@ -211,7 +263,7 @@ void WorkerPool::Poll(int worker_idx) {
   {
     absl::MutexLock lock(&mutex_);
     Worker& worker = workers_[worker_idx];
-    if (stopping_ || worker.polling) return;
+    if (stopping_ || worker.polling || worker.stub == nullptr || worker.leaving) return;
     worker.polling = true;
     worker.inflight_at_poll = worker.inflight;
     stub = worker.stub.get();
@@ -272,7 +324,8 @@ void WorkerPool::OnDescribed(int worker_idx, absl::Time asked, const absl::Statu
     absl::MutexLock lock(&mutex_);
     Worker& worker = workers_[worker_idx];
     worker.polling = false;
-    if (stopping_) return;
+    if (stopping_ || worker.leaving) return;
+    if (!status.ok()) watcher_.LookAgain();
     if (asked <= worker.last_failure) {  // this answer is older than what we know
       SchedulePoll(worker_idx, absl::Now());
       return;
@@ -333,7 +386,9 @@ void WorkerPool::ReportFailure(int worker_idx, absl::Time acquired, const absl::
         worker.last_failure + std::min(options_.max_rest, options_.min_rest * (1 << doublings));
   }
   SetUp(worker, false, std::string(status.message()));
-  if (!stopping_ && !worker.polling) SchedulePoll(worker_idx, absl::Now());
+  if (stopping_ || worker.leaving) return;
+  watcher_.LookAgain();
+  if (!worker.polling) SchedulePoll(worker_idx, absl::Now());
 }
 
 void WorkerPool::ReportSuccess(int worker_idx, bool background) {
@@ -378,12 +433,18 @@ std::vector<v1::ClusterStatus::WorkerStatus> WorkerPool::Snapshot() const {
   absl::MutexLock lock(&mutex_);
   std::vector<v1::ClusterStatus::WorkerStatus> statuses;
   for (const Worker& worker : workers_) {
+    if (worker.stub == nullptr || (worker.leaving && worker.inflight == 0)) continue;
     v1::ClusterStatus::WorkerStatus& status = statuses.emplace_back();
     status.set_target(worker.target);
     status.set_up(worker.up);
     status.set_error(worker.error);
     *status.mutable_description() = worker.description;
     status.set_inflight(worker.inflight);
+  }
+  for (const auto& [target, error] : unresolved_) {
+    v1::ClusterStatus::WorkerStatus& status = statuses.emplace_back();
+    status.set_target(target);
+    status.set_error(error);
   }
   return statuses;
 }

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -19,11 +20,15 @@
 #include "router/prefix_map.h"
 #include "router/router_metrics.h"
 #include "router/timers.h"
+#include "rpc/peer_watcher.h"
 
 namespace conclave {
 
 struct WorkerPoolOptions {
-  std::vector<std::string> targets;  // gRPC targets; an index into it names a worker
+  // gRPC targets; "dns:///NAME:PORT" stands for a worker at each address of the name.
+  std::vector<std::string> targets;
+  std::shared_ptr<NameResolver> resolver;  // null: MakeDnsResolver()
+  absl::Duration name_refresh = limits::kNameRefresh;
   absl::Duration poll_interval = absl::Milliseconds(500);
   absl::Duration describe_deadline = limits::kDescribeDeadline;
   // After this many failures with no success between, the worker rests before it gets requests
@@ -75,8 +80,10 @@ class WorkerLease {
 
 // The workers: asks each how it is and hands out one that is ready: the least loaded, or one that
 // is likely to have the prompt's beginning in its prefix cache, which of the two saves more. Only
-// transport errors and broken streams count against a worker. Thread-safe; nothing blocks but the
-// destructor.
+// transport errors and broken streams count against a worker. A worker that leaves its DNS name
+// gets nothing new and finishes what it has; one that joins is used once it has described itself. A
+// worker is named by a number, which a later one may have when this one is gone. Thread-safe;
+// nothing blocks but the destructor.
 class WorkerPool {
  public:
   // `model`: what the router serves; a worker of another shape is never used.
@@ -106,7 +113,8 @@ class WorkerPool {
   // The callback will not be called, unless it is being called now.
   void CancelWait(WaitId id);
 
-  int num_workers() const { return static_cast<int>(options_.targets.size()); }
+  // Those found so far that have not left, and the names without any.
+  int num_workers() const;
   bool AnyReady() const;
   // Calls back once, when a worker is ready for the first time.
   void OnFirstReady(absl::AnyInvocable<void()> callback);
@@ -126,8 +134,9 @@ class WorkerPool {
   friend class WorkerLease;
   struct Worker {
     std::string target;
-    std::unique_ptr<v1::Worker::Stub> stub;
-    bool up = false;  // described itself ready, as our model, since its last failure
+    std::unique_ptr<v1::Worker::Stub> stub;  // null: the place is free
+    bool leaving = false;  // it has left its name; the place is free when nobody uses it any more
+    bool up = false;       // described itself ready, as our model, since its last failure
     std::string error = "not asked yet";
     bool other_model = false;  // ready, but with weights that are not ours
     v1::WorkerDescription description;
@@ -147,6 +156,12 @@ class WorkerPool {
   };
   struct DescribeCall;
 
+  // Takes over what the names are now.
+  void OnPeers(const PeerWatcher::Found& found);
+  void Join(const std::string& address) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  int num_slots() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return static_cast<int>(workers_.size());
+  }
   void SchedulePoll(int worker, absl::Time when) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Poll(int worker);
   void OnDescribed(int worker, absl::Time asked, const absl::Status& status,
@@ -162,7 +177,7 @@ class WorkerPool {
   bool CanUse(int worker, const Wanted& wanted) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Requests on the worker, ours and other routers'.
   int64_t LoadOf(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Tokens of the prompt that each worker is likely to have cached: [num_workers].
+  // Tokens of the prompt that each worker is likely to have cached: [num_slots].
   std::vector<int64_t> CachedTokens(const Wanted& wanted) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   int FindBest(const Wanted& wanted, const std::vector<int64_t>& cached) const
@@ -174,7 +189,9 @@ class WorkerPool {
   const v1::ModelInfo model_;
   RouterMetrics* const metrics_;
   mutable absl::Mutex mutex_;
-  std::vector<Worker> workers_ ABSL_GUARDED_BY(mutex_);
+  std::vector<Worker> workers_ ABSL_GUARDED_BY(mutex_);  // a worker's number is its place
+  // Names without a worker, and why.
+  std::vector<std::pair<std::string, std::string>> unresolved_ ABSL_GUARDED_BY(mutex_);
   PrefixMap prefixes_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<WaitId, Waiter> waiters_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_set<DescribeCall*> calls_ ABSL_GUARDED_BY(mutex_);
@@ -185,7 +202,8 @@ class WorkerPool {
   WaitId next_wait_ ABSL_GUARDED_BY(mutex_) = 1;
   uint64_t ticks_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  Timers timers_;  // last: its thread ends before what its callbacks use
+  Timers timers_;        // its thread ends before what its callbacks use,
+  PeerWatcher watcher_;  // and so does this one's
 };
 
 }  // namespace conclave

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -24,6 +25,9 @@ class ExchangeInbox {
  public:
   Doorbell& bell() { return bell_; }
 
+  // For a new way to a shard: no two ever have the same.
+  uint64_t NextPathId() { return ++last_path_id_; }
+
   // False when it holds more combines than any layer is answered with.
   bool Push(ShardCombine combine);
 
@@ -45,6 +49,7 @@ class ExchangeInbox {
 
  private:
   Doorbell bell_;
+  std::atomic<uint64_t> last_path_id_{0};
   mutable absl::Mutex mutex_;
   std::vector<ShardCombine> combines_ ABSL_GUARDED_BY(mutex_);
   uint64_t changes_ ABSL_GUARDED_BY(mutex_) = 0;

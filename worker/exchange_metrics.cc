@@ -1,7 +1,5 @@
 #include "worker/exchange_metrics.h"
 
-#include "absl/strings/str_cat.h"
-
 namespace conclave {
 
 const char* TransportName(Transport transport) {
@@ -16,7 +14,7 @@ const char* TransportName(Transport transport) {
   return "grpc";
 }
 
-ExchangeMetrics::ExchangeMetrics(Metrics* metrics, size_t num_shards)
+ExchangeMetrics::ExchangeMetrics(Metrics* metrics)
     : local_rows(metrics->Counter("conclave_worker_shard_rows_total",
                                   "(row, expert) pairs by where they were computed",
                                   {{"shard", "local"}})),
@@ -38,14 +36,6 @@ ExchangeMetrics::ExchangeMetrics(Metrics* metrics, size_t num_shards)
                                                 LatencyBuckets(), labels);
     mine.retries = &metrics->Counter("conclave_worker_dispatch_retries_total",
                                      "Dispatches sent again after a loss", labels);
-  }
-  for (size_t shard = 0; shard < num_shards; ++shard) {
-    const MetricLabels labels = {{"shard", absl::StrCat(shard)}};  // its place in --shards
-    shard_up.push_back(&metrics->Gauge("conclave_worker_shard_up",
-                                       "1 while the shard serves this worker", labels));
-    shard_rows.push_back(&metrics->Counter("conclave_worker_shard_rows_total",
-                                           "(row, expert) pairs by where they were computed",
-                                           labels));
   }
 }
 

@@ -2,7 +2,6 @@
 
 #include <array>
 #include <cstddef>
-#include <vector>
 
 #include "common/metrics.h"
 
@@ -25,7 +24,7 @@ struct ExchangeMetrics {
     prometheus::Counter* retries = nullptr;
   };
 
-  ExchangeMetrics(Metrics* metrics, size_t num_shards);
+  explicit ExchangeMetrics(Metrics* metrics);
 
   OfTransport& of(Transport transport) { return transports[static_cast<size_t>(transport)]; }
 
@@ -33,8 +32,6 @@ struct ExchangeMetrics {
   prometheus::Counter& local_rows;
   prometheus::Gauge& missing_experts;
   prometheus::Gauge& shards_with_other_model;
-  std::vector<prometheus::Gauge*> shard_up;
-  std::vector<prometheus::Counter*> shard_rows;
 };
 
 }  // namespace conclave

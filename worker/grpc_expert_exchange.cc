@@ -27,59 +27,63 @@ GrpcExpertExchange::GrpcExpertExchange(GrpcExpertExchangeOptions options,
     : options_(std::move(options)),
       row_bytes_(static_cast<size_t>(options_.config.hidden_size) * sizeof(BFloat16)),
       local_(std::move(local)),
-      metrics_(metrics, options_.shards.size()),
-      announced_(options_.shards.size()),
-      in_place_(options_.config.num_experts, false),
-      busy_until_(options_.shards.size(), absl::InfinitePast()) {
+      metrics_(metrics),
+      shards_({.targets = options_.shards,
+               .resolver = options_.resolver,
+               .name_refresh = options_.name_refresh,
+               .connection = {.target = "",  // each its own
+                              .fingerprint = options_.fingerprint,
+                              .weight_dtype = options_.weight_dtype,
+                              .num_experts = options_.config.num_experts,
+                              .shared_memory = options_.shared_memory,
+                              .nccl = options_.nccl,
+                              .nccl_fp8_dispatches = options_.nccl_fp8_dispatches,
+                              .hidden_size = options_.config.hidden_size,
+                              .link_retry = options_.link_retry}},
+              &inbox_, &pool_, metrics),
+      in_place_(options_.config.num_experts, false) {
   for (const int expert : options_.experts_in_place) in_place_[expert] = true;
-  for (size_t shard = 0; shard < options_.shards.size(); ++shard) {
-    ShardConnection::Options connection;
-    connection.shard_idx = static_cast<int>(shard);
-    connection.target = options_.shards[shard];
-    connection.fingerprint = options_.fingerprint;
-    connection.weight_dtype = options_.weight_dtype;
-    connection.num_experts = options_.config.num_experts;
-    connection.shared_memory = options_.shared_memory;
-    connection.nccl = options_.nccl;
-    connection.nccl_fp8_dispatches = options_.nccl_fp8_dispatches;
-    connection.hidden_size = options_.config.hidden_size;
-    connection.link_retry = options_.link_retry;
-    connections_.push_back(
-        std::make_unique<ShardConnection>(std::move(connection), &inbox_, &pool_));
-  }
 }
 
 GrpcExpertExchange::~GrpcExpertExchange() { inbox_.Stop(); }
 
-GrpcExpertExchange::Placement GrpcExpertExchange::LookAtShards() const {
+GrpcExpertExchange::Placement GrpcExpertExchange::LookAtShards() {
   Placement placement;
   placement.changes = inbox_.changes();
+  placement.shards = shards_.Look();
   std::vector<ShardExperts> owners;
-  for (const auto& connection : connections_) {
-    placement.shards.push_back(connection->view());
-    const ShardView& view = placement.shards.back();
-    const int shard_idx = static_cast<int>(placement.shards.size()) - 1;
-    if (view.up) owners.push_back({shard_idx, view.experts});
-    metrics_.shard_up[shard_idx]->Set(view.up ? 1 : 0);
+  for (size_t shard = 0; shard < placement.shards.size(); ++shard) {
+    const ShardSet::Shard& found = placement.shards[shard];
+    if (!found.view.up || found.leaving) continue;
+    owners.push_back({static_cast<int>(shard), found.view.experts});
   }
   absl::StatusOr<ExpertPlacement> replicas =
       ExpertPlacement::Make(options_.config.num_experts, owners);
   CHECK(replicas.ok()) << replicas.status();  // ShardConnection checked the ids
   placement.replicas = *std::move(replicas);
-  metrics_.shards_with_other_model.Set(static_cast<double>(
-      absl::c_count_if(placement.shards, [](const ShardView& view) { return view.wrong_model; })));
+  metrics_.shards_with_other_model.Set(static_cast<double>(absl::c_count_if(
+      placement.shards, [](const auto& shard) { return shard.view.wrong_model; })));
   return placement;
+}
+
+void GrpcExpertExchange::UpdatePlacement() {
+  placement_ = LookAtShards();
+  busy_until_.resize(placement_.shards.size(), absl::InfinitePast());
+  for (LayerPart& part : parts_) part.assigned_pairs.resize(placement_.shards.size(), 0);
 }
 
 absl::Status GrpcExpertExchange::MissingExperts(const Placement& placement, int layer,
                                                 absl::Span<const int> experts,
                                                 absl::Duration waited) const {
   std::string why;
-  for (size_t shard = 0; shard < placement.shards.size(); ++shard) {
-    const ShardView& view = placement.shards[shard];
-    if (view.wrong_model) return view.reason;
-    if (view.up) continue;
-    absl::StrAppend(&why, "; shard ", connections_[shard]->target(), ": ", view.reason.message());
+  for (const ShardSet::Shard& shard : placement.shards) {
+    if (shard.view.wrong_model) return shard.view.reason;
+    if (shard.connection == nullptr || shard.view.up || shard.leaving) continue;
+    absl::StrAppend(&why, "; shard ", shard.connection->target(), ": ",
+                    shard.view.reason.message());
+  }
+  for (const std::string& unresolved : shards_.Unresolved()) {
+    absl::StrAppend(&why, "; shards of ", unresolved);
   }
   const absl::Status missing = errors::ExpertsMissing(layer, experts, waited);
   return absl::Status(missing.code(), absl::StrCat(missing.message(), why));
@@ -123,30 +127,6 @@ absl::Status GrpcExpertExchange::AwaitReady(absl::Time deadline) {
   }
 }
 
-void GrpcExpertExchange::Announce(const v1::RequestTag& request) {
-  absl::MutexLock lock(&announced_mutex_);
-  for (std::vector<v1::RequestTag>& of_shard : announced_) {
-    // A shard that gets nothing for long, because it is down, misses some.
-    if (of_shard.size() < limits::kMaxAnnouncedRequests) of_shard.push_back(request);
-  }
-}
-
-std::vector<v1::ShardState> GrpcExpertExchange::Shards() {
-  std::vector<v1::ShardState> states;
-  for (const auto& connection : connections_) {
-    const ShardView view = connection->view();
-    v1::ShardState state;
-    state.set_target(connection->target());
-    state.set_up(view.up);
-    for (const int expert : view.experts) state.add_expert_ids(expert);
-    state.set_rows_sent(connection->rows_sent.load());
-    state.set_retries(connection->retries.load());
-    if (view.up) state.set_transport(TransportName(view.transport()));
-    states.push_back(std::move(state));
-  }
-  return states;
-}
-
 absl::Status GrpcExpertExchange::Run(const ExpertBatch& batch,
                                      std::vector<const BFloat16*>& expert_rows) {
   GiveUp();
@@ -170,7 +150,8 @@ absl::Status GrpcExpertExchange::Finish(int part) {
 }
 
 void GrpcExpertExchange::GiveUp() {
-  outstanding_.clear();  // answers to what was given up are ignored by their sequence
+  // Answers to what was given up are ignored by their sequence.
+  while (!outstanding_.empty()) Close(outstanding_.begin()->first);
   for (LayerPart& part : parts_) part.unassigned.clear();
 }
 
@@ -188,7 +169,7 @@ void GrpcExpertExchange::BeginPart(LayerPart& part, const ExpertBatch& batch,
   part.received.clear();
   part.local_pairs.clear();
   part.unassigned.clear();
-  part.assigned_pairs.assign(connections_.size(), 0);
+  part.assigned_pairs.assign(placement_.shards.size(), 0);
   part.lost_since = absl::InfiniteFuture();
   for (uint32_t pair = 0; pair < part.order.slots.size(); ++pair) {
     const auto expert = static_cast<int>(part.order.experts[pair]);
@@ -221,7 +202,7 @@ absl::Status GrpcExpertExchange::RunLocalPairs(LayerPart& part) {
 
 absl::Status GrpcExpertExchange::AssignPairs() {
   if (placement_.changes != inbox_.changes() || placement_.shards.empty()) {
-    placement_ = LookAtShards();
+    UpdatePlacement();
     RETURN_IF_ERROR(TakeBackLost());
   }
   for (LayerPart& part : parts_) {
@@ -232,7 +213,7 @@ absl::Status GrpcExpertExchange::AssignPairs() {
 
 absl::Status GrpcExpertExchange::AssignPairsOf(LayerPart& part) {
   const absl::Time now = part.assigned_at = absl::Now();
-  std::vector<std::vector<uint32_t>> pairs_of_shard(connections_.size());
+  std::vector<std::vector<uint32_t>> pairs_of_shard(placement_.shards.size());
   std::vector<uint32_t> unserved;
   std::sort(part.unassigned.begin(), part.unassigned.end());  // by expert again
   for (size_t begin = 0, end = 0; begin < part.unassigned.size(); begin = end) {
@@ -249,7 +230,7 @@ absl::Status GrpcExpertExchange::AssignPairsOf(LayerPart& part) {
   if (!part.unassigned.empty()) {
     part.lost_since = std::min(part.lost_since, now);
     const bool wrong_model =
-        absl::c_any_of(placement_.shards, [](const ShardView& view) { return view.wrong_model; });
+        absl::c_any_of(placement_.shards, [](const auto& shard) { return shard.view.wrong_model; });
     if (wrong_model || now - part.lost_since >= options_.shard_wait) {
       return MissingExperts(placement_, part.batch.layer, ExpertsOf(part, part.unassigned),
                             now - part.lost_since);
@@ -301,7 +282,8 @@ void GrpcExpertExchange::SendPairs(LayerPart& part, int shard_idx,
 
 void GrpcExpertExchange::SendFrame(LayerPart& part, int shard_idx, absl::Span<const uint32_t> rows,
                                    std::vector<uint32_t> pairs) {
-  const ShardView& view = placement_.shards[shard_idx];
+  const ShardSet::Shard& shard = placement_.shards[shard_idx];
+  const ShardView& view = shard.view;
   v1::ExpertDispatch header;
   header.set_sequence(++last_sequence_);
   header.set_layer(static_cast<uint32_t>(part.batch.layer));
@@ -309,12 +291,8 @@ void GrpcExpertExchange::SendFrame(LayerPart& part, int shard_idx, absl::Span<co
   header.set_num_rows(static_cast<uint32_t>(rows.size()));
   header.set_deadline_ms(
       static_cast<uint32_t>(absl::ToInt64Milliseconds(options_.dispatch_timeout)));
-  {
-    absl::MutexLock lock(&announced_mutex_);
-    for (v1::RequestTag& request : announced_[shard_idx]) {
-      *header.add_new_requests() = std::move(request);
-    }
-    announced_[shard_idx].clear();
+  for (v1::RequestTag& request : shard.connection->TakeAnnounced()) {
+    *header.add_new_requests() = std::move(request);
   }
   const int64_t first_idx = row_idx_[rows.front()];
   for (const uint32_t pair : pairs) {
@@ -327,11 +305,13 @@ void GrpcExpertExchange::SendFrame(LayerPart& part, int shard_idx, absl::Span<co
     part.unassigned.insert(part.unassigned.end(), pairs.begin(), pairs.end());
     return;
   }
-  connections_[shard_idx]->rows_sent.fetch_add(pairs.size(), std::memory_order_relaxed);
-  metrics_.shard_rows[shard_idx]->Increment(static_cast<double>(pairs.size()));
+  ++shard.connection->outstanding;
+  shard.connection->rows_sent.fetch_add(pairs.size(), std::memory_order_relaxed);
+  shard.rows->Increment(static_cast<double>(pairs.size()));
   Outstanding& dispatch = outstanding_[header.sequence()];
   dispatch.part = &part;
   dispatch.shard_idx = shard_idx;
+  dispatch.shard = shard.connection;
   dispatch.path_id = view.path_id();
   dispatch.transport = view.transport();
   dispatch.pairs = std::move(pairs);
@@ -346,8 +326,8 @@ bool GrpcExpertExchange::Transmit(const ExpertBatch& batch, int shard_idx,
   const auto row = [&](uint32_t idx) {
     return reinterpret_cast<const uint8_t*>(batch.hidden_states) + idx * row_bytes_;
   };
-  const ShardView& view = placement_.shards[shard_idx];
-  ShardConnection& connection = *connections_[shard_idx];
+  const ShardView& view = placement_.shards[shard_idx].view;
+  ShardConnection& connection = *placement_.shards[shard_idx].connection;
   if (view.link != nullptr) {
     pieces_.clear();
     for (const uint32_t idx : rows) pieces_.emplace_back(row(idx), row_bytes_);
@@ -397,14 +377,14 @@ absl::Status GrpcExpertExchange::WaitForNews() {
   for (ShardCombine& combine : combines_) RETURN_IF_ERROR(TakeCombine(std::move(combine)));
   ResetTimedOut();
   if (placement_.changes == inbox_.changes()) return absl::OkStatus();
-  placement_ = LookAtShards();
+  UpdatePlacement();
   return TakeBackLost();
 }
 
 bool GrpcExpertExchange::PollLinks() {
   bool moved = false;
   for (size_t shard = 0; shard < placement_.shards.size(); ++shard) {
-    const ShardView& view = placement_.shards[shard];
+    const ShardView& view = placement_.shards[shard].view;
     if (view.link == nullptr) continue;
     const auto take = [&](const std::string& header, absl::Span<const uint8_t> rows) {
       ShardCombine combine{static_cast<int>(shard), view.link_id, {}};
@@ -422,7 +402,7 @@ bool GrpcExpertExchange::PollLinks() {
     };
     const absl::StatusOr<bool> polled = view.link->Poll(limits::kMaxUnreadCombines, take);
     moved = moved || !polled.ok() || *polled;
-    if (!polled.ok()) connections_[shard]->DropLink(view.link_id, polled.status());
+    if (!polled.ok()) placement_.shards[shard].connection->DropLink(view.link_id, polled.status());
   }
   return moved;
 }
@@ -431,29 +411,35 @@ void GrpcExpertExchange::ResetTimedOut() {
   const absl::Time sent_before = absl::Now() - options_.dispatch_timeout;
   for (const auto& [sequence, dispatch] : outstanding_) {
     if (dispatch.sent > sent_before) continue;
-    connections_[dispatch.shard_idx]->Reset(
-        dispatch.path_id,
-        absl::DeadlineExceededError(absl::StrCat("it did not answer within ",
-                                                 absl::FormatDuration(options_.dispatch_timeout))));
+    dispatch.shard->Reset(dispatch.path_id, absl::DeadlineExceededError(absl::StrCat(
+                                                "it did not answer within ",
+                                                absl::FormatDuration(options_.dispatch_timeout))));
   }
 }
 
 absl::Status GrpcExpertExchange::TakeBackLost() {
   std::vector<uint64_t> lost;
   for (const auto& [sequence, dispatch] : outstanding_) {
-    if (!placement_.shards[dispatch.shard_idx].HasPath(dispatch.path_id)) lost.push_back(sequence);
+    if (!placement_.shards[dispatch.shard_idx].view.HasPath(dispatch.path_id))
+      lost.push_back(sequence);
   }
   for (const uint64_t sequence : lost) RETURN_IF_ERROR(TakeBack(sequence));
   return absl::OkStatus();
 }
 
-absl::Status GrpcExpertExchange::TakeBack(uint64_t sequence) {
+GrpcExpertExchange::Outstanding GrpcExpertExchange::Close(uint64_t sequence) {
   const auto found = outstanding_.find(sequence);
-  const Outstanding dispatch = std::move(found->second);
+  Outstanding dispatch = std::move(found->second);
   outstanding_.erase(found);
+  --dispatch.shard->outstanding;
+  return dispatch;
+}
+
+absl::Status GrpcExpertExchange::TakeBack(uint64_t sequence) {
+  const Outstanding dispatch = Close(sequence);
   LayerPart& part = *dispatch.part;
   metrics_.of(dispatch.transport).retries->Increment();
-  connections_[dispatch.shard_idx]->retries.fetch_add(1, std::memory_order_relaxed);
+  dispatch.shard->retries.fetch_add(1, std::memory_order_relaxed);
   part.assigned_pairs[dispatch.shard_idx] -= dispatch.pairs.size();
   for (const uint32_t pair : dispatch.pairs) {
     if ((*part.expert_rows)[part.order.slots[pair]] == nullptr) part.unassigned.push_back(pair);
@@ -479,21 +465,21 @@ absl::Status GrpcExpertExchange::TakeCombine(ShardCombine combine) {
     return TakeBack(header.sequence());
   }
   if (!TakeRows(dispatch, combine.frame)) {
-    connections_[dispatch.shard_idx]->Reset(
-        dispatch.path_id, absl::InternalError("its answer does not fit what it was asked"));
+    dispatch.shard->Reset(dispatch.path_id,
+                          absl::InternalError("its answer does not fit what it was asked"));
     return absl::OkStatus();  // taken back when the change is seen
   }
   if (dispatch.num_answered == dispatch.pairs.size()) {
     metrics_.of(dispatch.transport)
         .dispatch_seconds->Observe(absl::ToDoubleSeconds(absl::Now() - dispatch.sent));
-    outstanding_.erase(found);
+    Close(header.sequence());
   }
   return absl::OkStatus();
 }
 
 absl::Status GrpcExpertExchange::TakeError(const Outstanding& dispatch,
                                            const v1::ExpertCombine& header) {
-  ShardConnection& connection = *connections_[dispatch.shard_idx];
+  ShardConnection& connection = *dispatch.shard;
   const auto code = static_cast<absl::StatusCode>(header.status_code());
   const absl::Status error(code, header.status_message());
   switch (code) {

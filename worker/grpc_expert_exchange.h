@@ -20,11 +20,16 @@
 #include "worker/expert_exchange.h"
 #include "worker/pair_order.h"
 #include "worker/shard_connection.h"
+#include "worker/shard_set.h"
 
 namespace conclave {
 
 struct GrpcExpertExchangeOptions {
-  std::vector<std::string> shards;    // gRPC targets; several may hold the same experts
+  // gRPC targets; several may hold the same experts. "dns:///NAME:PORT" stands for a shard at each
+  // address of the name.
+  std::vector<std::string> shards;
+  std::shared_ptr<NameResolver> resolver;  // null: MakeDnsResolver()
+  absl::Duration name_refresh = limits::kNameRefresh;
   std::string fingerprint;            // of the model: shards with another are refused
   std::string weight_dtype = "bf16";  // this worker's, for the words of that refusal
   Qwen3Config config;
@@ -49,8 +54,8 @@ struct GrpcExpertExchangeOptions {
 // the expert, or waits for one.
 class GrpcExpertExchange final : public OverlappingExchange {
  public:
-  // Starts to connect at once. `local` (may be null) runs the experts it holds; `metrics` is
-  // borrowed.
+  // Starts to resolve and to connect at once. `local` (may be null) runs the experts it holds;
+  // `metrics` is borrowed.
   GrpcExpertExchange(GrpcExpertExchangeOptions options, std::unique_ptr<ExpertRunner> local,
                      Metrics* metrics);
   ~GrpcExpertExchange() override;
@@ -64,8 +69,8 @@ class GrpcExpertExchange final : public OverlappingExchange {
   // Any thread. FailedPrecondition if an expert is missing and a shard has another model, else
   // Unavailable naming the expert and why each shard that is not up is not.
   absl::Status Ready() override;
-  void Announce(const v1::RequestTag& request) override;
-  std::vector<v1::ShardState> Shards() override;
+  void Announce(const v1::RequestTag& request) override { shards_.Announce(request); }
+  std::vector<v1::ShardState> Shards() override { return shards_.States(); }
 
   // Blocks until Ready() is OK; at the deadline returns what it says. Any thread.
   absl::Status AwaitReady(absl::Time deadline);
@@ -91,6 +96,7 @@ class GrpcExpertExchange final : public OverlappingExchange {
   struct Outstanding {
     LayerPart* part = nullptr;
     int shard_idx = 0;
+    std::shared_ptr<ShardConnection> shard;
     uint64_t path_id = 0;  // see ShardView
     Transport transport = Transport::kGrpc;
     std::vector<uint32_t> pairs;  // of the part, rising
@@ -100,10 +106,12 @@ class GrpcExpertExchange final : public OverlappingExchange {
   // Where the experts are, as of the last look.
   struct Placement {
     uint64_t changes = 0;  // the inbox's count before the look
-    std::vector<ShardView> shards;
-    ExpertPlacement replicas;
+    std::vector<ShardSet::Shard> shards;
+    ExpertPlacement replicas;  // of the shards that are up and not leaving
   };
-  Placement LookAtShards() const;
+  Placement LookAtShards();
+  // The engine's thread: placement_ is as the shards are now.
+  void UpdatePlacement();
   bool IsLocal(int layer, int expert) const {
     return local_ != nullptr && local_->Holds(layer, expert);
   }
@@ -135,6 +143,8 @@ class GrpcExpertExchange final : public OverlappingExchange {
   absl::Status TakeError(const Outstanding& dispatch, const v1::ExpertCombine& header);
   bool TakeRows(Outstanding& dispatch, CombineFrame& frame);
   absl::Status TakeBack(uint64_t sequence);
+  // Takes it off the list, answered or not.
+  Outstanding Close(uint64_t sequence);
   absl::Status TakeBackLost();
   void ResetTimedOut();
   absl::Time NextDeadline() const;
@@ -145,11 +155,7 @@ class GrpcExpertExchange final : public OverlappingExchange {
   ExchangeMetrics metrics_;
   BufferPool pool_{limits::kMaxIdleTensorBytes};
   ExchangeInbox inbox_;
-  std::vector<std::unique_ptr<ShardConnection>> connections_;
-
-  absl::Mutex announced_mutex_;
-  // Per shard: what its next dispatch will name.
-  std::vector<std::vector<v1::RequestTag>> announced_ ABSL_GUARDED_BY(announced_mutex_);
+  ShardSet shards_;
 
   // Below: the engine's thread only.
   Placement placement_;

@@ -12,6 +12,7 @@
 #include "common/log.h"
 #include "kernels/device.h"
 #include "rpc/address.h"
+#include "rpc/name_resolver.h"
 #include "rpc/transport_choice.h"
 #include "worker/worker_process.h"
 
@@ -58,8 +59,11 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--metrics_listen", options.metrics_listen, "Address of /metrics (HTTP)")
       ->capture_default_str();
-  app.add_option("--shards", options.runtime.shards,
-                 "Expert shards as gRPC targets, separated by commas; none: experts in process")
+  app.add_option(
+         "--shards", options.runtime.shards,
+         "Expert shards as gRPC targets, separated by commas; dns:///NAME:PORT: a shard at each "
+         "of the name's addresses, which is asked for again every 5 seconds; none: experts in "
+         "process")
       ->delimiter(',');
   app.add_option(
       "--local_experts", options.runtime.local_experts,
@@ -147,13 +151,17 @@ int main(int argc, char** argv) {
   app.add_option("--log_format", log_format, "text for people, json: one object a line")
       ->capture_default_str();
   const auto check = [&]() -> std::vector<absl::Status> {
-    return {
+    std::vector<absl::Status> checks = {
         conclave::InitLog("worker", log_level, log_format),
         conclave::ForFlag("--listen", conclave::CheckListenAddress(options.listen)),
         conclave::ForFlag("--metrics_listen",
                           conclave::ParseHostPort(options.metrics_listen).status()),
         conclave::ChooseTransports(expert_transport, shared_memory).status(),
         conclave::ForFlag("--cpu_isa", conclave::ParseCpuIsa(options.runtime.cpu_isa).status())};
+    for (const std::string& shard : options.runtime.shards) {
+      checks.push_back(conclave::ForFlag("--shards", conclave::CheckPeerTarget(shard)));
+    }
+    return checks;
   };
   const std::optional<int> end =
       conclave::ParseFlags(app, "conclave-worker", "CONCLAVE_WORKER", Groups(), check, argc, argv);

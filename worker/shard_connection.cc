@@ -77,6 +77,17 @@ bool ShardConnection::Send(uint64_t stream_id, grpc::ByteBuffer frame) {
   return stream->Send(std::move(frame));
 }
 
+void ShardConnection::Announce(const v1::RequestTag& request) {
+  absl::MutexLock lock(&mutex_);
+  // A shard that gets nothing for long, because it is down, misses some.
+  if (announced_.size() < limits::kMaxAnnouncedRequests) announced_.push_back(request);
+}
+
+std::vector<v1::RequestTag> ShardConnection::TakeAnnounced() {
+  absl::MutexLock lock(&mutex_);
+  return std::exchange(announced_, {});
+}
+
 void ShardConnection::Reset(uint64_t path_id, const absl::Status& reason) {
   std::shared_ptr<DispatchStream> stream;
   LinkCalls link_calls;
@@ -133,7 +144,7 @@ void ShardConnection::TendLinks() {
         continue;
       }
       ++open_calls_;
-      opening.id = ++last_path_id_;
+      opening.id = inbox_->NextPathId();
       opening.transport = kind->transport;
       opening_ = opening;
     }
@@ -264,7 +275,10 @@ void ShardConnection::ThreadMain() {
       view_.reason = description.status();
       view_.wrong_model = absl::IsFailedPrecondition(description.status());
     }
-    if (!description.ok()) inbox_->NotifyChanged();
+    if (!description.ok()) {
+      inbox_->NotifyChanged();
+      options_.on_unreachable();
+    }
     // A stream that lasted shows that the shard was well: the next loss is a new one.
     const bool lasted = description.ok() && absl::Now() - start > absl::Seconds(1);
     pause = lasted ? kFirstPause : std::min(2 * pause, kLongestPause);
@@ -327,7 +341,7 @@ void ShardConnection::OpenStream(const v1::ShardDescription& description) {
   {
     absl::MutexLock lock(&mutex_);
     if (stopping_) return;
-    stream_id = ++last_path_id_;
+    stream_id = inbox_->NextPathId();
     ++open_calls_;
     view_.up = true;
     view_.stream_id = stream_id;

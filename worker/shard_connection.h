@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -67,6 +68,8 @@ class ShardConnection {
     int hidden_size = 0;
     // Until NCCL is tried again after it failed, twice as long each time up to 16 times this.
     absl::Duration link_retry = limits::kLinkRetryPause;
+    // Called by the connection's thread when the shard does not answer; must not block.
+    std::function<void()> on_unreachable = [] {};
   };
 
   // Both are borrowed; `pool` is for frames of the link.
@@ -88,6 +91,11 @@ class ShardConnection {
   // Gives the link up, if it is still the one: by the next best way from now on.
   void DropLink(uint64_t link_id, const absl::Status& reason);
 
+  // A request that the next dispatch will name to the shard; any thread.
+  void Announce(const v1::RequestTag& request);
+  std::vector<v1::RequestTag> TakeAnnounced();
+
+  std::atomic<uint64_t> outstanding{0};  // dispatches that are not fully answered
   std::atomic<uint64_t> rows_sent{0};
   std::atomic<uint64_t> retries{0};  // dispatches of this shard that were sent again, to any
 
@@ -145,7 +153,7 @@ class ShardConnection {
   Link opening_ ABSL_GUARDED_BY(mutex_);  // will take its place
   bool links_changed_ ABSL_GUARDED_BY(mutex_) = false;
   int open_calls_ ABSL_GUARDED_BY(mutex_) = 0;  // those whose on_end is still to come
-  uint64_t last_path_id_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::vector<v1::RequestTag> announced_ ABSL_GUARDED_BY(mutex_);
   grpc::ClientContext* describing_ ABSL_GUARDED_BY(mutex_) = nullptr;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread thread_;

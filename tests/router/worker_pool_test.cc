@@ -6,6 +6,7 @@
 #include "absl/strings/match.h"
 #include "absl/synchronization/notification.h"
 #include "tests/router/test_router.h"
+#include "tests/support/fake_resolver.h"
 #include "tests/support/status_matchers.h"
 
 namespace conclave {
@@ -266,6 +267,104 @@ TEST_F(WorkerPoolTest, TheContextIsWhatEveryWorkerHolds) {
   MakePool({&first_, &second_});
   ASSERT_TRUE(WaitForUp(0) && WaitForUp(1));
   EXPECT_EQ(pool_->max_context(), 900);
+}
+
+class WorkersOfANameTest : public WorkerPoolTest {
+ protected:
+  static constexpr char kName[] = "dns:///workers:1";
+
+  void MakePoolOfName() {
+    WorkerPoolOptions options = TestRouterOptions().pool;
+    options.targets = {kName};
+    options.resolver = resolver_;
+    options.name_refresh = absl::Milliseconds(5);
+    pool_ = std::make_unique<WorkerPool>(options, TestModel().Info(), &router_metrics_);
+  }
+  void Point(const std::vector<FakeWorker*>& workers) {
+    std::vector<std::string> addresses;
+    for (FakeWorker* worker : workers) addresses.push_back(worker->target());
+    resolver_->Set(kName, addresses);
+  }
+  // Targets of those that are up, once there are so many.
+  std::vector<std::string> AwaitUp(size_t count) {
+    std::vector<std::string> up;
+    EXPECT_TRUE(Eventually([&] {
+      up.clear();
+      const auto statuses = pool_->Snapshot();
+      for (const auto& status : statuses) {
+        if (status.up()) up.push_back(status.target());
+      }
+      return up.size() == count && statuses.size() == count;
+    })) << up.size();
+    return up;
+  }
+
+  std::shared_ptr<FakeResolver> resolver_ = std::make_shared<FakeResolver>();
+};
+
+TEST_F(WorkersOfANameTest, ThoseThatJoinAreUsedAndThoseThatLeaveFinishWhatTheyHave) {
+  Point({&first_});
+  MakePoolOfName();
+  EXPECT_THAT(AwaitUp(1), testing::ElementsAre(first_.target()));
+  std::unique_ptr<WorkerLease> on_first = pool_->Acquire({});
+  Point({&first_, &second_});
+  AwaitUp(2);
+  EXPECT_EQ(pool_->num_workers(), 2);
+  const std::unique_ptr<WorkerLease> on_second = pool_->Acquire({});
+  EXPECT_NE(on_second->worker(), on_first->worker());
+
+  Point({&second_});
+  EXPECT_TRUE(Eventually([&] { return pool_->num_workers() == 1; }));
+  // Every new one goes to the other, while the call to the first still works.
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(pool_->Acquire({})->worker(), on_second->worker());
+  grpc::ClientContext context;
+  v1::WorkerDescription description;
+  EXPECT_TRUE(on_first->stub().Describe(&context, v1::DescribeWorkerRequest(), &description).ok());
+  EXPECT_EQ(pool_->Snapshot().size(), 2u);  // it is shown until it is done
+  on_first->ReportSuccess();
+  on_first.reset();
+  EXPECT_THAT(AwaitUp(1), testing::ElementsAre(second_.target()));
+  EXPECT_THAT(registry_text(), HasSubstr("conclave_router_workers 1\n"));
+}
+
+TEST_F(WorkersOfANameTest, OneThatComesBackIsUsedAgain) {
+  Point({&first_, &second_});
+  MakePoolOfName();
+  AwaitUp(2);
+  const std::unique_ptr<WorkerLease> one = pool_->Acquire({}), other = pool_->Acquire({});
+  for (int round = 0; round < 3; ++round) {
+    Point({&second_});
+    EXPECT_TRUE(Eventually([&] { return pool_->num_workers() == 1; }));
+    Point({&first_, &second_});
+    AwaitUp(2);
+  }
+}
+
+TEST_F(WorkersOfANameTest, ARequestWaitsForTheOneThatReplacesALostOne) {
+  Point({&first_});
+  MakePoolOfName();
+  AwaitUp(1);
+  std::unique_ptr<WorkerLease> lease = pool_->Acquire({});
+  first_.Stop();
+  Point({&second_});
+  lease->ReportFailure(absl::UnavailableError("connection lost"));
+  lease.reset();
+  absl::Notification woken;
+  pool_->Wait({}, absl::Now() + absl::Seconds(60), [&] { woken.Notify(); });
+  EXPECT_TRUE(woken.WaitForNotificationWithTimeout(absl::Seconds(60)));
+  lease = pool_->Acquire({});
+  ASSERT_NE(lease, nullptr);
+  EXPECT_THAT(AwaitUp(1), testing::ElementsAre(second_.target()));
+}
+
+TEST_F(WorkersOfANameTest, ANameWithoutAddressIsShownWithTheReason) {
+  MakePoolOfName();
+  EXPECT_TRUE(WaitForError(0, "no dns:///workers:1"));
+  EXPECT_EQ(pool_->Snapshot()[0].target(), kName);
+  EXPECT_EQ(pool_->num_workers(), 1);
+  EXPECT_THAT(registry_text(), HasSubstr("conclave_router_workers 1\n"));
+  Point({&first_});
+  EXPECT_THAT(AwaitUp(1), testing::ElementsAre(first_.target()));
 }
 
 }  // namespace

@@ -1,9 +1,12 @@
 #include "worker/expert_exchange.h"
 
+#include <algorithm>
 #include <thread>
 
+#include "absl/strings/str_join.h"
 #include "absl/synchronization/notification.h"
 #include "tests/support/exchange_fixture.h"
+#include "tests/support/fake_resolver.h"
 #include "tests/support/scripted_shard.h"
 #include "worker/local_expert_exchange.h"
 
@@ -406,6 +409,83 @@ TEST_F(ExpertExchangeTest, LocalExchangeSaysWhatItLacks) {
   step.topk_ids = {2, 7};
   step.batch.topk_ids = step.topk_ids.data();
   EXPECT_THAT(step.Run(some), StatusIs(absl::StatusCode::kFailedPrecondition));
+}
+
+class ShardsOfANameTest : public ExpertExchangeTest {
+ protected:
+  static constexpr char kName[] = "dns:///shards:1";
+
+  GrpcExpertExchangeOptions NameOptions() {
+    GrpcExpertExchangeOptions options = Options({kName});
+    options.resolver = resolver_;
+    options.name_refresh = absl::Milliseconds(5);
+    return options;
+  }
+  void Point(std::vector<std::string> targets) { resolver_->Set(kName, std::move(targets)); }
+  // Runs layers, each with the right answer, until the shards that are up have these targets.
+  void RunUntilUp(GrpcExpertExchange& exchange, const std::vector<std::string>& wanted) {
+    const absl::Time give_up = absl::Now() + kPatience;
+    std::vector<std::string> up;
+    for (uint64_t seed = 0; absl::Now() < give_up; ++seed) {
+      const ExchangeStep step(*model_, 0, 5, seed);
+      ASSERT_OK_AND_ASSIGN(const Rows rows, step.Run(exchange));
+      ASSERT_TRUE(rows == Expected(step));
+      up.clear();
+      for (const v1::ShardState& shard : exchange.Shards()) {
+        up.push_back(shard.up() ? shard.target() : "down");
+      }
+      std::sort(up.begin(), up.end());
+      if (up == wanted) return;
+    }
+    ADD_FAILURE() << "up: " << absl::StrJoin(up, ", ");
+  }
+
+  std::shared_ptr<FakeResolver> resolver_ = std::make_shared<FakeResolver>();
+};
+
+TEST_F(ShardsOfANameTest, EachAddressIsAShardAndWhoJoinsOrLeavesIsNoticed) {
+  TestShard a(*model_, {0, 1, 2, 3}), b(*model_, {4, 5, 6, 7}), c(*model_, model_->AllExperts());
+  Point({a.target(), b.target()});
+  const auto exchange = Connect(NameOptions());
+  std::vector<std::string> two = {a.target(), b.target()};
+  std::vector<std::string> three = {a.target(), b.target(), c.target()};
+  std::sort(two.begin(), two.end());
+  std::sort(three.begin(), three.end());
+  RunUntilUp(*exchange, two);
+  Point(three);
+  RunUntilUp(*exchange, three);
+  Point({c.target()});
+  RunUntilUp(*exchange, {c.target()});
+  // No gauge says that one is down.
+  EXPECT_THAT(metrics_.Text(), AllOf(HasSubstr("conclave_worker_shard_up{shard=\"0.2\"} 1"),
+                                     testing::Not(HasSubstr("{shard=\"0.1\"} 0")),
+                                     testing::Not(HasSubstr("{shard=\"0\"} 0"))));
+  EXPECT_EQ(Retries(*exchange), 0u);
+}
+
+TEST_F(ShardsOfANameTest, ALayerWaitsForTheShardThatReplacesALostOne) {
+  auto lost = std::make_unique<TestShard>(*model_, model_->AllExperts());
+  TestShard next(*model_, model_->AllExperts());
+  Point({lost->target()});
+  const auto exchange = Connect(NameOptions());
+  RunUntilUp(*exchange, {lost->target()});
+  lost.reset();
+  Point({next.target()});
+  const ExchangeStep step(*model_, 1, 20, 8);
+  ASSERT_OK_AND_ASSIGN(const Rows rows, step.Run(*exchange));
+  EXPECT_TRUE(rows == Expected(step));
+  RunUntilUp(*exchange, {next.target()});
+  // It has the number of the one it replaced.
+  EXPECT_THAT(metrics_.Text(), HasSubstr("conclave_worker_shard_up{shard=\"0\"} 1"));
+}
+
+TEST_F(ShardsOfANameTest, ANameWithoutAddressIsTheReason) {
+  GrpcExpertExchange exchange(NameOptions(), nullptr, &metrics_);
+  EXPECT_THAT(exchange.AwaitReady(absl::Now() + absl::Milliseconds(50)),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("shards of dns:///shards:1: ")));
+  ASSERT_EQ(exchange.Shards().size(), 1u);
+  EXPECT_EQ(exchange.Shards()[0].target(), kName);
+  EXPECT_THAT(metrics_.Text(), HasSubstr("conclave_worker_shard_up{shard=\"0\"} 0"));
 }
 
 }  // namespace
