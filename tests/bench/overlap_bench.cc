@@ -84,7 +84,7 @@ class Worker {
     options.shards = shards;
     options.threads = bench.threads;
     options.kv_cache_tokens = bench.sequences * (bench.context + bench.new_tokens + 64);
-    options.shared_memory = false;
+    options.transports.shared_memory = false;
     options.prefix_cache = false;
     options.micro_batch = micro_batch;
     runtime_ = ValueOrDie(WorkerRuntime::Open(options));
