@@ -93,20 +93,27 @@ class KubernetesTest(unittest.TestCase):
                     self.assertIn(port, [named["name"] for named in ports])
         self.for_each(["Service", "PodDisruptionBudget", "NetworkPolicy"], check)
 
-    def test_targets_are_the_pods_there_are(self):
-        """Workers and shards are named one by one, so the lists must grow with the replicas."""
+    def test_routers_know_the_workers_by_their_one_name(self):
+        """However many replicas there are: the headless Service is the address of each."""
         for overlay in self.overlays:
-            for user, flag, owner, port in (
-                    ("router", "CONCLAVE_ROUTER_WORKERS", "worker", 50051),
-                    ("worker", "CONCLAVE_WORKER_SHARDS", "shard", 50052)):
-                with self.subTest(f"{overlay.name} {flag}"):
-                    kind = "Deployment" if user == "router" else "StatefulSet"
-                    flags = overlay.environment(overlay.named(kind, f"conclave-{user}"))
-                    replicas = [w["spec"]["replicas"] for w in overlay.of_kind("StatefulSet")
-                                if w["metadata"]["name"] == f"conclave-{owner}"]
-                    wanted = [f"dns:///conclave-{owner}-{i}.conclave-{owner}:{port}"
-                              for i in range(sum(replicas))]
-                    self.assertEqual([t for t in flags.get(flag, "").split(",") if t], wanted)
+            with self.subTest(overlay.name):
+                flags = overlay.environment(overlay.named("Deployment", "conclave-router"))
+                self.assertEqual(flags["CONCLAVE_ROUTER_WORKERS"], "dns:///conclave-worker:50051")
+                service = overlay.named("Service", "conclave-worker")["spec"]
+                self.assertEqual(service["clusterIP"], "None")
+                self.assertEqual(service["ports"][0]["port"], 50051)
+
+    def test_shards_are_named_one_by_one(self):
+        """So that a shard's place in the list is its number: the list grows with the replicas."""
+        for overlay in self.overlays:
+            with self.subTest(overlay.name):
+                flags = overlay.environment(overlay.named("StatefulSet", "conclave-worker"))
+                replicas = [w["spec"]["replicas"] for w in overlay.of_kind("StatefulSet")
+                            if w["metadata"]["name"] == "conclave-shard"]
+                wanted = [f"dns:///conclave-shard-{i}.conclave-shard:50052"
+                          for i in range(sum(replicas))]
+                targets = flags.get("CONCLAVE_WORKER_SHARDS", "").split(",")
+                self.assertEqual([t for t in targets if t], wanted)
 
     def test_every_shard_has_its_share(self):
         for overlay in self.overlays:

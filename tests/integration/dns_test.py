@@ -88,9 +88,10 @@ class DnsTest(IntegrationTest):
         self.addCleanup(running.close)
         return running
 
-    def start_shard(self, address):
+    def start_shard(self, address, index=0, num_shards=1):
         shard = self.start("conclave-expert-shard", "--listen", f"{address}:{self.ports['shard']}",
-                           "--threads", 1, "--shard_index", 0, "--num_shards", 1)
+                           "--threads", 1, "--shard_index", index, "--num_shards",
+                           num_shards)
         shard.wait_for('"event":"ready"')
         return shard
 
@@ -113,9 +114,12 @@ class DnsTest(IntegrationTest):
         self.assertEqual(code, 0, err)
         return json.loads(out)["ids"]
 
-    def is_serving(self):
+    def status(self):
         code, out, _ = conclave("status", "--endpoint", self.endpoint, "--json")
-        return code == 0 and json.loads(out)["serving"]
+        return json.loads(out) if code == 0 else {"serving": False, "workers": []}
+
+    def is_serving(self):
+        return self.status()["serving"]
 
     def test_a_shard_and_a_worker_come_back_under_other_addresses(self):
         self.point("shard", "127.0.0.1")
@@ -153,6 +157,68 @@ class DnsTest(IntegrationTest):
         first.wait()
         self.assertEqual(self.generate(), wanted)
         self.assertIsNone(worker.process.poll())
+
+    def test_workers_join_and_leave_a_name_under_load(self):
+        self.point("shard", "127.0.0.1")
+        self.point("worker", "127.0.0.1")
+        self.start_shard("127.0.0.1")
+        first = self.start_worker("127.0.0.1")
+        self.start_router()
+        wanted = self.generate()
+        enough, answers, failures = threading.Event(), [], []
+
+        def ask():
+            while not enough.is_set():
+                code, out, err = conclave("generate", "--endpoint", self.endpoint, *PROMPT, "--json")
+                if code != 0:
+                    failures.append(err)
+                    return
+                answers.append(json.loads(out)["ids"])
+
+        def used():
+            """Workers the router has, and of those the ones that have computed a token."""
+            workers = self.status()["workers"]
+            for worker in workers:
+                rows = sum(shard["rows_sent"] for shard in worker["shards"])
+                if rows > 0:
+                    has_computed.add(worker["target"])
+            return {worker["target"] for worker in workers}
+
+        has_computed = set()
+        one, two = (f"127.0.0.{i}:{self.ports['worker']}" for i in (1, 2))
+        load = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in load:
+            thread.start()
+        try:
+            self.start_worker("127.0.0.2")
+            self.point("worker", "127.0.0.1", "127.0.0.2")
+            wait_until(lambda: used() == {one, two} == has_computed, "both compute")
+            self.point("worker", "127.0.0.2")
+            wait_until(lambda: used() == {two}, "the first has left")
+            first.signal(signal.SIGTERM)
+            self.assertEqual(first.wait(), 0)
+            seen = len(answers)
+            wait_until(lambda: len(answers) > seen + 3 or failures, "the second goes on alone")
+        finally:
+            enough.set()
+            for thread in load:
+                thread.join()
+        self.assertEqual(failures, [])
+        self.assertTrue(all(ids == wanted for ids in answers))
+
+    def test_shards_behind_one_name_are_all_used(self):
+        self.point("shard", "127.0.0.1", "127.0.0.2")
+        self.point("worker", "127.0.0.1")
+        for index, address in enumerate(("127.0.0.1", "127.0.0.2")):
+            self.start_shard(address, index, 2)
+        self.start_worker("127.0.0.1")  # ready: each holds half of the experts
+        self.start_router()
+        self.generate()
+
+        def both_are_used():  # status is what the worker said when it was asked last
+            shards = self.status()["workers"][0]["shards"]
+            return [shard["up"] and shard["rows_sent"] > 0 for shard in shards] == [True, True]
+        wait_until(both_are_used, "both shards compute")
 
     def test_a_name_that_is_not_there_yet_is_asked_for_again(self):
         self.point("worker", "127.0.0.1")
