@@ -82,20 +82,23 @@ class ClusterTest(IntegrationTest):
         return cluster.ask("generate", "--ids", ",".join(map(str, PROMPT_IDS)),
                            *greedy_flags(LONG))["ids"]
 
+    def experts_held(self, cluster):
+        """Of each worker, the experts of its shards."""
+        return [sorted(expert for shard in worker["shards"] for expert in shard["expert_ids"])
+                for worker in cluster.ask("status")["workers"]]
+
     def test_every_topology_gives_the_same_tokens(self):
         seen = {}
         for workers, shards in ((1, 0), (1, 1), (2, 3)):
             cluster = self.up(workers, shards)
-            # The router looks at its workers now and then: it may have seen one before its shards.
-            wait_until(lambda: [len(worker["shards"]) for worker in cluster.ask("status")["workers"]]
-                       == [shards] * workers, "the router knows every worker's shards")
-            status = cluster.ask("status")
-            self.assertTrue(status["serving"])
-            for worker in status["workers"]:
-                held = [expert for shard in worker["shards"] for expert in shard["expert_ids"]]
-                if shards:
-                    self.assertEqual(sorted(held), list(range(8)))
-                    self.wait_for_transport(cluster, "shared_memory")
+            # The router looks at its workers now and then: it may have seen one before its shards
+            # had answered.
+            wait_until(lambda: self.experts_held(cluster)
+                       == [list(range(8)) if shards else []] * workers,
+                       "the router knows what every worker's shards hold")
+            self.assertTrue(cluster.ask("status")["serving"])
+            if shards:
+                self.wait_for_transport(cluster, "shared_memory")
             seen[workers, shards] = self.answers(cluster)
             self.assertEqual([len(ids) for ids in seen[workers, shards]], [24] * len(PROMPTS))
             self.assertEqual(cluster.stop(), 0, cluster.program.errors)
