@@ -156,8 +156,8 @@ inline constexpr absl::Duration kNcclSetupTimeout = absl::Seconds(30);
 // A transfer starts when both ends know of it and 4 MiB take 40 us over NVLink, 1 ms over PCIe: the
 // rest is for a GPU whose multiprocessors are all taken by a prefill.
 inline constexpr absl::Duration kNcclTransferTimeout = absl::Seconds(5);
-// Between two attempts at a link over NCCL that failed while its shard is well: a communicator costs
-// both ends about a second to set up, and the frames have another way meanwhile.
+// Between two attempts at a link over NCCL that failed while its shard is well: a communicator
+// costs both ends about a second to set up, and the frames have another way meanwhile.
 inline constexpr absl::Duration kLinkRetryPause = absl::Seconds(5);
 // How long a layer waits for a lost shard to return before its requests fail.
 inline constexpr absl::Duration kDefaultShardWait = absl::Seconds(60);

@@ -121,8 +121,8 @@ struct CpuOps {
   // Null but on AMX, where they do what linear_tile and int8_tile do elsewhere.
   void (*amx_bf16)(const AmxBlock& block) = nullptr;
   void (*amx_int8)(const AmxBlock& block) = nullptr;
-  // Null but with AVX-512. Writes whole lines past the caches: size is a multiple of 16, `output` is
-  // 64-byte aligned. After the last one, stream_end makes them visible to other threads.
+  // Null but with AVX-512. Writes whole lines past the caches: size is a multiple of 16, `output`
+  // is 64-byte aligned. After the last one, stream_end makes them visible to other threads.
   void (*stream_row)(const float* sums, int64_t size, float* output) = nullptr;
   void (*stream_end)() = nullptr;
   void (*rms_norm)(const float* input, const float* weight, int64_t size, float eps,
