@@ -52,8 +52,7 @@ absl::Status NcclSession::Send(std::string header, FrameLink::Pieces tensor) {
   frame.tensor = transport_->pool().Take(frame.bytes);
   uint8_t* to = frame.tensor.get();
   for (const absl::Span<const uint8_t> piece : tensor) {
-    std::memcpy(to, piece.data(), piece.size());
-    to += piece.size();
+    to = std::copy(piece.begin(), piece.end(), to);  // a piece may be empty, and of null
   }
   if (terms_.rank == 0 && terms_.fp8_dispatches) {
     const size_t num_rows = frame.bytes / (sizeof(BFloat16) * terms_.hidden_size);
