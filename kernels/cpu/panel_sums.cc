@@ -227,7 +227,7 @@ void RunBlock(const Block& block) {
 }
 
 template <typename T>
-void GrowTo(int64_t size, std::vector<T>* values) {
+void GrowTo(int64_t size, T* values) {
   if (static_cast<int64_t>(values->size()) < size) values->resize(size);
 }
 

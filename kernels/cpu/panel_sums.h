@@ -5,6 +5,7 @@
 
 #include "absl/functional/function_ref.h"
 #include "absl/types/span.h"
+#include "common/aligned_vector.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/packed_matrix.h"
 
@@ -56,7 +57,7 @@ class InputRows {
   std::vector<float> scales_;       // [num_values][num_groups]
   int64_t tile_row_bytes_ = 0;      // whole steps
   std::vector<RowRun> tile_spans_;  // of 1 .. 16 rows
-  std::vector<uint8_t> tiles_;      // [rows][tile_row_bytes], and what reading a whole tile needs
+  AlignedVector<uint8_t> tiles_;    // [rows][tile_row_bytes], and what reading a whole tile needs
 };
 
 // Receives the finished sums of one row, [16 * num_panels].
