@@ -88,28 +88,34 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> WorkerRuntime::Open(
   return runtime;
 }
 
-absl::Status WorkerRuntime::CheckDevice() const {
-  if (options_.load_format != "auto" && !is_dummy()) {
-    return errors::OutOfRange("load_format", options_.load_format, "auto or dummy");
+absl::Status CheckDeviceFlags(const WorkerRuntimeOptions& options) {
+  const bool is_dummy = options.load_format == "dummy";
+  if (options.load_format != "auto" && !is_dummy) {
+    return errors::OutOfRange("load_format", options.load_format, "auto or dummy");
   }
-  if (on_cpu()) {
-    return !is_dummy() ? absl::OkStatus()
-                       : absl::InvalidArgumentError(
-                             "load_format is dummy, which needs --device=cuda; for the CPU, "
-                             "`conclave synth` writes a checkpoint of made-up weights");
+  if (options.device == "cpu") {
+    return !is_dummy ? absl::OkStatus()
+                     : absl::InvalidArgumentError(
+                           "load_format is dummy, which needs --device=cuda; for the CPU, "
+                           "`conclave synth` writes a checkpoint of made-up weights");
   }
-  if (!(options_.gpu_memory_utilization > 0 && options_.gpu_memory_utilization <= 1)) {
-    return errors::OutOfRange("gpu_memory_utilization", options_.gpu_memory_utilization,
+  if (!(options.gpu_memory_utilization > 0 && options.gpu_memory_utilization <= 1)) {
+    return errors::OutOfRange("gpu_memory_utilization", options.gpu_memory_utilization,
                               "above 0, at most 1");
   }
-  if (options_.micro_batch == "on") {
-    return errors::OutOfRange("micro_batch on a device", options_.micro_batch, "auto or off");
+  if (options.micro_batch == "on") {
+    return errors::OutOfRange("micro_batch on a device", options.micro_batch, "auto or off");
   }
-  if (options_.weight_dtype != "auto") {
-    return errors::OutOfRange("weight_dtype on a device", options_.weight_dtype,
+  if (options.weight_dtype != "auto") {
+    return errors::OutOfRange("weight_dtype on a device", options.weight_dtype,
                               "auto: as in the checkpoint");
   }
-  if (options_.open_device) return absl::OkStatus();
+  return absl::OkStatus();
+}
+
+absl::Status WorkerRuntime::CheckDevice() const {
+  RETURN_IF_ERROR(CheckDeviceFlags(options_));
+  if (on_cpu() || options_.open_device) return absl::OkStatus();
   return absl::FailedPreconditionError(
       absl::StrCat("device is \"", options_.device,
                    "\", this build runs on \"cpu\" alone: build with a CUDA toolkit "

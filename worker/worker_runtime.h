@@ -56,6 +56,10 @@ struct WorkerRuntimeOptions {
   std::string micro_batch = "auto";  // as ParseMicroBatchMode reads it
 };
 
+// InvalidArgument for options of a device that contradict each other: what can be said of them
+// before the model is read.
+absl::Status CheckDeviceFlags(const WorkerRuntimeOptions& options);
+
 // Everything of a worker but its gRPC door: the loaded model, its experts and the engine, built
 // bottom-up and owned here.
 class WorkerRuntime {
