@@ -136,6 +136,8 @@ class GrpcExpertExchange final : public OverlappingExchange {
   bool Transmit(const ExpertBatch& batch, int shard_idx, const v1::ExpertDispatch& header,
                 absl::Span<const uint32_t> rows);
   bool IsComputed(const LayerPart& part) const;
+
+  // What comes back, in grpc_expert_exchange_answers.cc.
   absl::Status WaitForNews();
   // Appends what came through shared memory to combines_; true if anything moved.
   bool PollLinks();
