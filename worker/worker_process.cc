@@ -1,5 +1,6 @@
 #include "worker/worker_process.h"
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -54,6 +55,16 @@ class ReadinessMonitor {
   std::thread thread_;
 };
 
+// Returns when nothing is running or waiting, or at the deadline. Until then health, liveness and
+// Describe are answered: the end of a gRPC server takes its port away at once.
+void AwaitIdle(const Engine& engine, absl::Time deadline) {
+  while (absl::Now() < deadline) {
+    const EngineLoad load = engine.Load();
+    if (load.running + load.waiting == 0) return;
+    absl::SleepFor(kReadyPoll);
+  }
+}
+
 }  // namespace
 
 absl::Status RunWorkerProcess(const WorkerProcessOptions& options) {
@@ -67,6 +78,8 @@ absl::Status RunWorkerProcess(const WorkerProcessOptions& options) {
   // The runtime uses the metrics, the service the runtime, the server the service: each is declared
   // after what it uses.
   Metrics metrics;
+  prometheus::Counter& drains =
+      metrics.Counter("conclave_worker_drains_total", "Times this worker was told to stop.");
   ASSIGN_OR_RETURN(const std::unique_ptr<WorkerRuntime> runtime,
                    WorkerRuntime::Open(runtime_options));
   WorkerService service(runtime->model());
@@ -96,10 +109,14 @@ absl::Status RunWorkerProcess(const WorkerProcessOptions& options) {
     ReadinessMonitor monitor(service, *server);
     signals.Wait();
     service.StartDraining();
-    if (shard != nullptr) shard->BeginDrain();
   }
+  const absl::Time deadline = absl::Now() + options.drain;
+  server->SetServing(false);
+  drains.Increment();
   LOG_INFO("draining for at most {}", absl::FormatDuration(options.drain));
-  server->DrainAndStop(options.drain);
+  AwaitIdle(runtime->engine(), deadline);
+  if (shard != nullptr) shard->BeginDrain();
+  server->DrainAndStop(std::max(deadline - absl::Now(), absl::Milliseconds(100)));
   return absl::OkStatus();
 }
 
