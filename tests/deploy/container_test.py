@@ -11,7 +11,7 @@ import unittest
 
 import yaml
 
-from programs import variables
+from programs import program, variables
 
 SOURCE_DIR = pathlib.Path(os.environ["CONCLAVE_SOURCE_DIR"])
 DOCKER = SOURCE_DIR / "deploy" / "docker"
@@ -117,6 +117,14 @@ class SystemdTest(unittest.TestCase):
             code, said = run("systemd-analyze", "security", "--offline=true", "--threshold=20",
                              unit)
             self.assertEqual(code, 0, said)
+
+    def test_units_start_again_whatever_ends_but_wrong_flags(self):
+        for unit in self.units:
+            text = unit.read_text()
+            for line in ("Restart=always", "RestartPreventExitStatus=2", "StartLimitIntervalSec=0"):
+                self.assertIn(f"\n{line}\n", text, unit.name)
+            code, _, err = program(unit.stem, "--listen", "here")
+            self.assertEqual(code, 2, err)
 
     def test_environment_files_set_flags_there_are(self):
         for unit in self.units:
