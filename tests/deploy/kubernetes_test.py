@@ -137,6 +137,50 @@ class KubernetesTest(unittest.TestCase):
                                     drain + int(pause[1]) + 5)
         self.for_each(["Deployment", "StatefulSet"], check)
 
+    def test_the_autoscaler_has_what_it_measures_and_the_last_word(self):
+        def check(overlay, scaler):
+            target = scaler["spec"]["scaleTargetRef"]
+            workload = overlay.named(target["kind"], target["name"])
+            self.assertNotIn("replicas", workload["spec"])
+            container = workload["spec"]["template"]["spec"]["containers"][0]
+            for metric in scaler["spec"]["metrics"]:
+                # A share of what is requested; metrics-server knows no others.
+                self.assertEqual(metric["type"], "Resource")
+                self.assertIn(metric["resource"]["name"], container["resources"]["requests"])
+            self.assertGreaterEqual(scaler["spec"]["minReplicas"], 2)
+        self.for_each(["HorizontalPodAutoscaler"], check)
+
+    def test_a_disruption_takes_one_at_a_time(self):
+        for overlay in self.overlays:
+            budgets = {budget["metadata"]["name"]: budget["spec"]
+                       for budget in overlay.of_kind("PodDisruptionBudget")}
+            for workload in overlay.workloads():
+                self.assertEqual(budgets[workload["metadata"]["name"]]["maxUnavailable"], 1)
+
+    def test_who_may_reach_whom(self):
+        """Anyone a router, routers workers, workers shards; Prometheus what serves /metrics."""
+        peers = {"conclave-worker": "conclave-router", "conclave-expert-shard": "conclave-worker"}
+        for overlay in self.overlays:
+            policies = {policy["metadata"]["name"]: policy["spec"]
+                        for policy in overlay.of_kind("NetworkPolicy")}
+            everyone = policies.pop("conclave-default-deny")
+            self.assertEqual(everyone["podSelector"]["matchLabels"],
+                             {"app.kubernetes.io/part-of": "conclave"})
+            self.assertNotIn("ingress", everyone)
+            for workload in overlay.workloads():
+                pod = workload["spec"]["template"]
+                self.assertEqual(pod["metadata"]["labels"]["app.kubernetes.io/part-of"], "conclave")
+                name = pod["metadata"]["labels"]["app.kubernetes.io/name"]
+                allowed = policies[name]["ingress"]
+                if name == "conclave-router":
+                    self.assertNotIn("from", allowed[0])
+                    continue
+                grpc, metrics = allowed
+                self.assertEqual(grpc["from"], [{"podSelector": {"matchLabels": {
+                    "app.kubernetes.io/name": peers[name]}}}])
+                self.assertEqual([port["port"] for port in grpc["ports"]], ["grpc"])
+                self.assertEqual([port["port"] for port in metrics["ports"]], ["metrics"])
+
     def test_ports_and_probes_are_what_the_flags_say(self):
         def check(overlay, workload):
             container = workload["spec"]["template"]["spec"]["containers"][0]
@@ -149,6 +193,8 @@ class KubernetesTest(unittest.TestCase):
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 self.assertEqual(container[probe]["grpc"]["port"], ports["grpc"])
             self.assertNotIn("service", container["readinessProbe"]["grpc"])
+            for probe in ("startupProbe", "livenessProbe"):
+                self.assertEqual(container[probe]["grpc"]["service"], "liveness")
             annotations = workload["spec"]["template"]["metadata"]["annotations"]
             self.assertEqual(int(annotations["prometheus.io/port"]),
                              ports.get("metrics", ports.get("http")))
