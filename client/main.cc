@@ -211,7 +211,7 @@ Command AddStatus(CLI::App* app) {
   status
       ->add_option("--wait", options->wait_seconds,
                    "Seconds to wait for the cluster to serve; 0: ask once")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(0.0, 86400.0))
       ->capture_default_str();
   CLI::Option* json = status->add_flag("--json", options->json, "Print one JSON object");
   auto watch = std::make_shared<bool>(false);
@@ -224,8 +224,9 @@ Command AddStatus(CLI::App* app) {
             if (!*watch || isatty(STDOUT_FILENO) != 1) return RunStatus(*options, std::cout);
             RETURN_IF_ERROR(InitLog("conclave", "error"));
             const ShutdownSignals signals;  // before any thread of gRPC's
-            return WatchStatus(options->router.endpoint, std::cout,
-                               [&signals] { return signals.Requested(); });
+            return WatchStatus(
+                options->router.endpoint, std::cout, [&signals] { return signals.Requested(); },
+                TerminalRows);
           }};
 }
 
