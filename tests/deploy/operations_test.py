@@ -67,7 +67,8 @@ class OperationsTest(unittest.TestCase):
         self.assertLessEqual(named - {"CONCLAVE_WORKER_MAX_RUNING"}, known)
 
     def test_the_error_of_the_page_is_the_error(self):
-        line, said = re.search(r"    \$ (CONCLAVE_.*)\n    (conclave-worker: .*)\n", OPERATIONS).groups()
+        line, said = re.search(r"    \$ (CONCLAVE_.*)\n    (conclave-worker: .*)\n",
+                               OPERATIONS).groups()
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False,
                               env={"PATH": f"{BIN_DIR}:{os.environ['PATH']}"})
         self.assertEqual((done.returncode, done.stdout, done.stderr), (2, "", said + "\n"))
@@ -100,7 +101,8 @@ class OperationsTest(unittest.TestCase):
     def test_ports_are_those_of_deploy(self):
         for name, env in (("router", "router"), ("worker", "worker"),
                           ("expert shard", "expert-shard")):
-            row = re.search(rf"\| {name} \| (\d+) \| (\d*) *\| (\d+) \|", OPERATIONS).groups()
+            row = re.search(rf"\| {name} \| (\d+) \| (\d*) *\| (\d+) \|",
+                            OPERATIONS).groups()
             for path in (SOURCE_DIR / "deploy").rglob(f"{env}.env"):
                 found = re.findall(r"_LISTEN=0\.0\.0\.0:(\d+)", path.read_text())
                 self.assertEqual(sorted(set(found)), sorted({port for port in row if port}), path)
@@ -110,7 +112,8 @@ class OperationsTest(unittest.TestCase):
             r"`--drain_seconds` is (\d+) unless set, and (\d+) in\s+`deploy/`, whose grace periods "
             r"are (\d+) s", OPERATIONS).groups()
         for name in SERVERS:
-            self.assertRegex(program(name, "--help")[1], rf"--drain_seconds SECONDS\S*.*={default} ")
+            self.assertRegex(program(name, "--help")[1],
+                             rf"--drain_seconds SECONDS\S*.*={default} ")
         for path in (SOURCE_DIR / "deploy").rglob("*.env"):
             self.assertIn(f"_DRAIN_SECONDS={deployed}\n", path.read_text(), path)
         for path in (SOURCE_DIR / "deploy" / "kubernetes").rglob("*.yaml"):
@@ -142,7 +145,8 @@ class OperationsTest(unittest.TestCase):
             "router/inflight_request.cc", "worker/token_stream.cc",
             "expert_shard/forward_stream.cc"))
         logged = set(re.findall(r'\{"(\w+)", ', source))
-        table = "".join(re.findall(r"(?m)^\| (?:router|worker|expert shard) \| `request .*$", OPERATIONS))
+        table = "".join(re.findall(r"(?m)^\| (?:router|worker|expert shard) \| `request .*$",
+                                   OPERATIONS))
         named = set(re.findall(r"\b[a-z_]+\b", " ".join(re.findall(r"`([^`]+)`", table))))
         self.assertEqual(named - {"request", "finished", "announced"}, logged)
 

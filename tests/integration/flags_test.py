@@ -55,7 +55,8 @@ class FlagsTest(unittest.TestCase):
         self.assertLess(len(err), 3000)
 
     def test_router_lists_all_that_is_wrong(self):
-        self.write('max_inflight = [1, 2]\nhttp_threads = 1.5\nunknown = true\n[part]\nlisten = "x"\n')
+        self.write('max_inflight = [1, 2]\nhttp_threads = 1.5\nunknown = true\n'
+                   '[part]\nlisten = "x"\n')
         self.wrong("conclave-router", [
             "--config", self.file, "--workers", "a:1,a:1", "--chat_template", "pirate",
             "--budget_ceilings", "/none.json", "--drain_seconds", "soon", "--default_mode", "maybe",

@@ -70,7 +70,7 @@ class LogsTest(IntegrationTest):
             self.assertNotIn(SECRET, self.logs(name))
 
     def test_nothing_of_what_was_asked_or_answered_is_logged(self):
-        """At level info, whatever became of the request: thinking, content, raw text, tools, errors."""
+        """At level info, whatever became of it: thinking, content, raw text, tools, errors."""
         cluster = self.up("--log_dir", self.dir / "logs")
 
         def post(path, **body):
