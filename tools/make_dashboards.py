@@ -121,6 +121,7 @@ SERVING = [
               [(f"sum (increase(conclave_router_failovers_total{{{PER}}}[1h]))", "failovers")]),
         panel("Drains", "Processes told to stop, in an hour.", "short",
               [(f"sum (increase(conclave_router_drains_total{{{PER}}}[1h]))", "router"),
+               (f"sum (increase(conclave_worker_drains_total{{{PER}}}[1h]))", "worker"),
                (f"sum (increase(conclave_shard_drains_total{{{PER}}}[1h]))", "shard")]),
     ]),
 ]

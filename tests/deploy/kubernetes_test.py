@@ -3,6 +3,7 @@ and against what the pods rely on among one another."""
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from programs import conclave, variables
 
 SOURCE_DIR = pathlib.Path(os.environ["CONCLAVE_SOURCE_DIR"])
 OVERLAYS = SOURCE_DIR / "deploy" / "kubernetes" / "overlays"
+PROMETHEUS = SOURCE_DIR / "deploy" / "prometheus"
 # pod-index labels need 1.28 or later; the newest is what the package calls its default.
 VERSIONS = ["1.28", "1.37"]
 PROGRAMS = {"router": "conclave-router", "worker": "conclave-worker",
@@ -227,6 +229,33 @@ class KubernetesTest(unittest.TestCase):
             labels = workload["spec"]["template"]["metadata"]["labels"]
             self.assertEqual(labels["conclave.dev/cluster"], overlay.name)
             self.assertIn("conclave.dev/model", labels)
+        self.for_each(["Deployment", "StatefulSet"], check)
+
+    def test_rules_name_jobs_there_are(self):
+        """Those of prometheus.yml; here a pod's app.kubernetes.io/name becomes its job."""
+        config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+        jobs = {job["job_name"] for job in config["scrape_configs"]}
+        self.assertEqual(jobs, {
+            workload["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"]
+            for overlay in self.overlays for workload in overlay.workloads()})
+        named = re.findall(r'job(=~?)"([^"]+)"', (PROMETHEUS / "rules/alerts.yml").read_text())
+        self.assertTrue(named)
+        for operator, wanted in named:
+            pattern = wanted if operator == "=~" else re.escape(wanted)
+            self.assertTrue([job for job in jobs if re.fullmatch(pattern, job)], wanted)
+
+    def test_prometheus_finds_the_port_of_metrics(self):
+        """kubernetes.yml keeps a container's port of these names, one in each pod."""
+        (scrape,) = yaml.safe_load((PROMETHEUS / "kubernetes.yml").read_text())["scrape_configs"]
+        (kept,) = [rule["regex"] for rule in scrape["relabel_configs"]
+                   if rule["source_labels"] == ["__meta_kubernetes_pod_container_port_name"]]
+
+        def check(_, workload):
+            pod = workload["spec"]["template"]
+            ports = [port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]
+                     if re.fullmatch(kept, port["name"])]
+            self.assertEqual([str(port) for port in ports],
+                             [pod["metadata"]["annotations"]["prometheus.io/port"]])
         self.for_each(["Deployment", "StatefulSet"], check)
 
     def test_h20x4_235b_is_what_the_planner_lays_out(self):
