@@ -45,9 +45,7 @@ namespace {
 
 struct ShardOptions {
   std::string model;
-  std::string experts;
-  int shard_index = -1;
-  int num_shards = 0;
+  ExpertChoice experts;
   std::string listen = "127.0.0.1:50052";
   std::string metrics_listen = "127.0.0.1:0";
   std::string tls_cert_file;
@@ -68,10 +66,10 @@ struct ShardOptions {
 
 void AddFlags(CLI::App* app, ShardOptions* options) {
   app->add_option("--model", options->model, "Directory of the checkpoint")->required();
-  app->add_option("--experts", options->experts, "Experts to host, such as 0-31,40");
-  app->add_option("--shard_index", options->shard_index,
+  app->add_option("--experts", options->experts.list, "Experts to host, such as 0-31,40");
+  app->add_option("--shard_index", options->experts.shard_index,
                   "Host the experts of this shard of --num_shards instead");
-  app->add_option("--num_shards", options->num_shards);
+  app->add_option("--num_shards", options->experts.num_shards);
   app->add_option("--listen", options->listen, "HOST:PORT of gRPC; port 0 picks a free one")
       ->capture_default_str();
   app->add_option("--metrics_listen", options->metrics_listen, "HOST:PORT of /metrics")
@@ -130,26 +128,13 @@ std::vector<FlagGroup> Groups() {
           {"Logs", {"--log_level", "--log_format"}}};
 }
 
-bool ByIndex(const ShardOptions& options) {
-  return options.shard_index >= 0 || options.num_shards != 0;
-}
-
 absl::StatusOr<std::vector<int>> ChooseExperts(const ShardOptions& options,
                                                const Qwen3Config& config) {
   if (config.num_experts == 0) {
     return absl::InvalidArgumentError(
         absl::StrCat(options.model, " is a dense model: its worker needs no expert shard"));
   }
-  if (!ByIndex(options)) return ParseExpertList(options.experts, config.num_experts);
-  if (options.num_shards < 1 || options.num_shards > config.num_experts) {
-    return errors::OutOfRange("--num_shards", options.num_shards,
-                              absl::StrCat("1..", config.num_experts));
-  }
-  if (options.shard_index < 0 || options.shard_index >= options.num_shards) {
-    return errors::OutOfRange("--shard_index", options.shard_index,
-                              absl::StrCat("0..", options.num_shards - 1));
-  }
-  return ExpertsOfShard(config.num_experts, options.num_shards, options.shard_index);
+  return ChosenExperts(options.experts, config.num_experts);
 }
 
 absl::Status CheckDeviceFlags(const ShardOptions& options) {
@@ -181,7 +166,7 @@ std::vector<absl::Status> CheckFlags(const ShardOptions& options) {
       ForFlag("--metrics_listen", ParseHostPort(options.metrics_listen).status()),
       ForFlag("--cpu_isa", ParseCpuIsa(options.cpu_isa).status()),
       ChooseTransports(options.expert_transport, options.shared_memory).status()};
-  if (ByIndex(options) == !options.experts.empty()) {
+  if (options.experts.ByIndex() == !options.experts.list.empty()) {
     found.push_back(
         absl::InvalidArgumentError("want either --experts or both --shard_index and --num_shards"));
   }

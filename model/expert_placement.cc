@@ -27,6 +27,18 @@ absl::StatusOr<std::vector<int>> ParseExpertList(absl::string_view text, int num
 
 std::string FormatExpertList(absl::Span<const int> experts) { return FormatIdList(experts); }
 
+absl::StatusOr<std::vector<int>> ChosenExperts(const ExpertChoice& choice, int num_experts) {
+  if (!choice.ByIndex()) return ParseExpertList(choice.list, num_experts);
+  if (choice.num_shards < 1 || choice.num_shards > num_experts) {
+    return errors::OutOfRange("--num_shards", choice.num_shards, absl::StrCat("1..", num_experts));
+  }
+  if (choice.shard_index < 0 || choice.shard_index >= choice.num_shards) {
+    return errors::OutOfRange("--shard_index", choice.shard_index,
+                              absl::StrCat("0..", choice.num_shards - 1));
+  }
+  return ExpertsOfShard(num_experts, choice.num_shards, choice.shard_index);
+}
+
 absl::StatusOr<ExpertPlacement> ExpertPlacement::Make(int num_experts,
                                                       absl::Span<const ShardExperts> shards) {
   CHECK_GE(num_experts, 0);

@@ -29,8 +29,8 @@ std::vector<conclave::FlagGroup> Groups() {
   return {{"Model", {"--model"}},
           {"Network", {"--listen", "--metrics_listen"}},
           {"Experts",
-           {"--shards", "--local_experts", "--expert_transport", "--shared_memory",
-            "--nccl_dispatch_dtype", "--micro_batch", "--shard_wait_seconds"}},
+           {"--shards", "--local_experts", "--shard_index", "--num_shards", "--expert_transport",
+            "--shared_memory", "--nccl_dispatch_dtype", "--micro_batch", "--shard_wait_seconds"}},
           {"Compute",
            {"--device", "--threads", "--cpu_isa", "--weight_dtype", "--cpus", "--numa_node",
             "--load_format", "--gpu_memory_utilization", "--programmatic_launch"}},
@@ -65,9 +65,13 @@ int main(int argc, char** argv) {
          "of the name's addresses, which is asked for again every 5 seconds; none: experts in "
          "process")
       ->delimiter(',');
-  app.add_option(
-      "--local_experts", options.runtime.local_experts,
-      "Experts to run in process beside --shards, as 0-31,40, and to serve to other workers");
+  conclave::ExpertChoice& local_experts = options.runtime.local_experts;
+  app.add_option("--local_experts", local_experts.list,
+                 "Experts to run in process beside --shards, as 0-31,40, and to serve to other "
+                 "workers; --shards may name this worker too, which leaves itself alone");
+  app.add_option("--shard_index", local_experts.shard_index,
+                 "The same with the experts of this shard of --num_shards");
+  app.add_option("--num_shards", local_experts.num_shards);
   app.add_option("--threads", options.runtime.threads,
                  "Compute threads; 0: one for each CPU it may use")
       ->check(CLI::Range(0, 1024))
@@ -158,6 +162,10 @@ int main(int argc, char** argv) {
                           conclave::ParseHostPort(options.metrics_listen).status()),
         conclave::ChooseTransports(expert_transport, shared_memory).status(),
         conclave::ForFlag("--cpu_isa", conclave::ParseCpuIsa(options.runtime.cpu_isa).status())};
+    if (local_experts.ByIndex() && !local_experts.list.empty()) {
+      checks.push_back(absl::InvalidArgumentError(
+          "want either --local_experts or both --shard_index and --num_shards"));
+    }
     for (const std::string& shard : options.runtime.shards) {
       checks.push_back(conclave::ForFlag("--shards", conclave::CheckPeerTarget(shard)));
     }

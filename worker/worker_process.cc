@@ -1,10 +1,12 @@
 #include "worker/worker_process.h"
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <thread>
 
 #include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/status_macros.h"
@@ -87,7 +89,8 @@ absl::Status RunWorkerProcess(const WorkerProcessOptions& options) {
   PrintListening({{"grpc", server->address()},
                   {"metrics", FormatHostPort(metrics_listen.host, metrics_port)}});
   RETURN_IF_ERROR(runtime->Load(
-      metrics, [](absl::string_view progress) { LOG_INFO("loaded {}", std::string(progress)); }));
+      metrics, [](absl::string_view progress) { LOG_INFO("loaded {}", std::string(progress)); },
+      shard != nullptr ? shard->placement_epoch() : 0));
   if (shard != nullptr) {
     shard->Serve(runtime->model().name(), runtime->fingerprint(), runtime->TakeServedExperts());
   }
@@ -96,10 +99,17 @@ absl::Status RunWorkerProcess(const WorkerProcessOptions& options) {
     ReadinessMonitor monitor(service, *server);
     signals.Wait();
     service.StartDraining();
-    if (shard != nullptr) shard->BeginDrain();
   }
+  const absl::Time end = absl::Now() + options.drain;
   LOG_INFO("draining for at most {}", absl::FormatDuration(options.drain));
-  server->DrainAndStop(options.drain);
+  if (shard != nullptr) {
+    server->SetServing(false);
+    // Its experts go last: until then requests at other workers run on as well. A tenth of the time
+    // is for the answers to what those have sent.
+    runtime->engine().AwaitIdle(end - options.drain / 10);
+    shard->BeginDrain();
+  }
+  server->DrainAndStop(std::max(absl::ZeroDuration(), end - absl::Now()));
   return absl::OkStatus();
 }
 
