@@ -149,7 +149,7 @@ absl::StatusOr<std::vector<int>> WorkerRuntime::LocalExperts() const {
 absl::StatusOr<int64_t> WorkerRuntime::KvTokens() const {
   ASSIGN_OR_RETURN(const int64_t available, AvailableMemoryBytes());
   MemoryPlan plan;
-  plan.worker_weight_bytes = PackedWorkerBytes(config_, weight_dtype_);
+  plan.worker_weight_bytes = PackedWeightBytes(config_, weight_dtype_).Worker();
   if (has_local_experts()) {
     plan.expert_weight_bytes =
         PackedExpertBytes(config_, static_cast<int>(local_experts_.size()), weight_dtype_);
