@@ -52,8 +52,9 @@ FAILURES = 'outcome=~"internal|unavailable|data_loss|unknown|deadline_exceeded"'
 
 
 def share(part, whole):
-    """`or 0 * whole`: a share of nothing yet is 0, not a gap."""
-    return f"({part} or 0 * {whole}) / {whole}"
+    """`or 0 * whole`: a part that was never seen, and a share of nothing while all is idle, are 0 and
+    not a gap."""
+    return f"({part} or 0 * {whole}) / ({whole} > 0) or 0 * {whole}"
 
 
 SERVING = [
