@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -45,9 +46,7 @@ namespace {
 
 struct ShardOptions {
   std::string model;
-  std::string experts;
-  int shard_index = -1;
-  int num_shards = 0;
+  ExpertChoice experts;
   std::string listen = "127.0.0.1:50052";
   std::string metrics_listen = "127.0.0.1:0";
   std::string tls_cert_file;
@@ -68,10 +67,10 @@ struct ShardOptions {
 
 void AddFlags(CLI::App* app, ShardOptions* options) {
   app->add_option("--model", options->model, "Directory of the checkpoint")->required();
-  app->add_option("--experts", options->experts, "Experts to host, such as 0-31,40");
-  app->add_option("--shard_index", options->shard_index,
+  app->add_option("--experts", options->experts.list, "Experts to host, such as 0-31,40");
+  app->add_option("--shard_index", options->experts.shard_index,
                   "Host the experts of this shard of --num_shards instead, from 0");
-  app->add_option("--num_shards", options->num_shards,
+  app->add_option("--num_shards", options->experts.num_shards,
                   "Shards that divide the experts evenly, in order of their index");
   app->add_option("--listen", options->listen, "HOST:PORT of gRPC; port 0 picks a free one")
       ->capture_default_str();
@@ -138,22 +137,13 @@ std::vector<FlagGroup> Groups() {
           {"Logs", {"--log_level", "--log_format"}}};
 }
 
-bool ByIndex(const ShardOptions& options) {
-  return options.shard_index >= 0 || options.num_shards != 0;
-}
-
 absl::StatusOr<std::vector<int>> ChooseExperts(const ShardOptions& options,
                                                const Qwen3Config& config) {
   if (config.num_experts == 0) {
     return absl::InvalidArgumentError(
         absl::StrCat(options.model, " is a dense model: its worker needs no expert shard"));
   }
-  if (!ByIndex(options)) return ParseExpertList(options.experts, config.num_experts);
-  if (options.num_shards > config.num_experts) {
-    return errors::OutOfRange("--num_shards", options.num_shards,
-                              absl::StrCat("1..", config.num_experts));
-  }
-  return ExpertsOfShard(config.num_experts, options.num_shards, options.shard_index);
+  return ChosenExperts(options.experts, config.num_experts);
 }
 
 absl::Status CheckDeviceFlags(const ShardOptions& options) {
@@ -180,20 +170,12 @@ std::vector<absl::Status> CheckFlags(const ShardOptions& options) {
       ForFlag("--device", CheckDeviceName(options.device)),
       ForFlag("--cpus or --numa_node", CheckPlacement(options.placement)),
       ChooseTransports(options.expert_transport, options.shared_memory).status()};
-  if (ByIndex(options) == !options.experts.empty()) {
+  for (absl::Status& wrong : CheckExpertChoice(options.experts, "--experts")) {
+    found.push_back(std::move(wrong));
+  }
+  if (!options.experts.IsGiven()) {
     found.push_back(
         absl::InvalidArgumentError("want either --experts or both --shard_index and --num_shards"));
-  }
-  if (!options.experts.empty()) {
-    found.push_back(
-        ForFlag("--experts", ParseIdList("expert", options.experts, limits::kMaxExperts).status()));
-  }
-  if (ByIndex(options) && options.num_shards < 1) {
-    found.push_back(errors::OutOfRange("--num_shards", options.num_shards, "1 or more"));
-  } else if (ByIndex(options) &&
-             (options.shard_index < 0 || options.shard_index >= options.num_shards)) {
-    found.push_back(errors::OutOfRange("--shard_index", options.shard_index,
-                                       absl::StrCat("0..", options.num_shards - 1)));
   }
   if (options.tls_cert_file.empty() != options.tls_key_file.empty()) {
     found.push_back(

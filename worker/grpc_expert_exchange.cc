@@ -32,6 +32,7 @@ GrpcExpertExchange::GrpcExpertExchange(GrpcExpertExchangeOptions options,
                .connection = {.target = "",  // each its own
                               .fingerprint = options_.fingerprint,
                               .weight_dtype = options_.weight_dtype,
+                              .own_placement_epoch = options_.own_placement_epoch,
                               .num_experts = options_.config.num_experts,
                               .shared_memory = options_.shared_memory,
                               .nccl = options_.nccl,
@@ -76,7 +77,9 @@ absl::Status GrpcExpertExchange::MissingExperts(const Placement& placement, int 
   std::string why;
   for (const ShardSet::Shard& shard : placement.shards) {
     if (shard.view.wrong_model) return shard.view.reason;
-    if (shard.connection == nullptr || shard.view.up || shard.leaving) continue;
+    if (shard.connection == nullptr || shard.view.up || shard.view.is_own || shard.leaving) {
+      continue;
+    }
     absl::StrAppend(&why, "; shard ", shard.connection->target(), ": ",
                     shard.view.reason.message());
   }

@@ -35,6 +35,9 @@ struct GrpcExpertExchangeOptions {
   Qwen3Config config;
   // Run by the caller itself, on its device: neither missing nor sent, their rows stay null.
   std::vector<int> experts_in_place;
+  // Of the shard that this process serves itself, 0 if none: it may be among `shards`, and is left
+  // alone, since its experts are at hand without a frame.
+  uint64_t own_placement_epoch = 0;
   // A layer whose experts nobody serves waits this long for a shard to return.
   absl::Duration shard_wait = limits::kDefaultShardWait;
   absl::Duration dispatch_timeout = limits::kDispatchTimeout;

@@ -5,14 +5,15 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/cpu_placement.h"
 #include "common/flags.h"
-#include "common/id_list.h"
 #include "common/limits.h"
 #include "common/log.h"
 #include "kernels/device.h"
+#include "model/expert_placement.h"
 #include "rpc/address.h"
 #include "rpc/name_resolver.h"
 #include "rpc/transport_choice.h"
@@ -31,8 +32,8 @@ std::vector<conclave::FlagGroup> Groups() {
   return {{"Model", {"--model"}},
           {"Network", {"--listen", "--metrics_listen"}},
           {"Experts",
-           {"--shards", "--local_experts", "--expert_transport", "--shared_memory",
-            "--nccl_dispatch_dtype", "--micro_batch", "--shard_wait_seconds"}},
+           {"--shards", "--local_experts", "--shard_index", "--num_shards", "--expert_transport",
+            "--shared_memory", "--nccl_dispatch_dtype", "--micro_batch", "--shard_wait_seconds"}},
           {"Compute",
            {"--device", "--threads", "--cpu_isa", "--weight_dtype", "--cpus", "--numa_node",
             "--load_format", "--gpu_memory_utilization", "--programmatic_launch"}},
@@ -68,9 +69,13 @@ int main(int argc, char** argv) {
          "of the name's addresses, which is asked for again every 5 seconds; none: experts in "
          "process")
       ->delimiter(',');
-  app.add_option(
-      "--local_experts", options.runtime.local_experts,
-      "Experts to run in process beside --shards, as 0-31,40, and to serve to other workers");
+  conclave::ExpertChoice& local_experts = options.runtime.local_experts;
+  app.add_option("--local_experts", local_experts.list,
+                 "Experts to run in process beside --shards, as 0-31,40, and to serve to other "
+                 "workers; --shards may name this worker too, which leaves itself alone");
+  app.add_option("--shard_index", local_experts.shard_index,
+                 "The same with the experts of this shard of --num_shards");
+  app.add_option("--num_shards", local_experts.num_shards);
   app.add_option("--threads", options.runtime.threads,
                  "Compute threads; 0: one for each CPU it may use")
       ->check(CLI::Range(0, 1024))
@@ -168,11 +173,8 @@ int main(int argc, char** argv) {
         conclave::ForFlag("--device", conclave::CheckDeviceName(options.runtime.device)),
         conclave::ForFlag("--cpus or --numa_node", conclave::CheckPlacement(options.placement)),
         conclave::CheckDeviceFlags(options.runtime)};
-    if (!options.runtime.local_experts.empty()) {
-      checks.push_back(conclave::ForFlag(
-          "--local_experts", conclave::ParseIdList("expert", options.runtime.local_experts,
-                                                   conclave::limits::kMaxExperts)
-                                 .status()));
+    for (absl::Status& wrong : conclave::CheckExpertChoice(local_experts, "--local_experts")) {
+      checks.push_back(std::move(wrong));
     }
     for (const std::string& shard : options.runtime.shards) {
       checks.push_back(conclave::ForFlag("--shards", conclave::CheckPeerTarget(shard)));

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/status_macros.h"
@@ -55,16 +56,6 @@ class ReadinessMonitor {
   std::thread thread_;
 };
 
-// Returns when nothing is running or waiting, or at the deadline. Until then health, liveness and
-// Describe are answered: the end of a gRPC server takes its port away at once.
-void AwaitIdle(const Engine& engine, absl::Time deadline) {
-  while (absl::Now() < deadline) {
-    const EngineLoad load = engine.Load();
-    if (load.running + load.waiting == 0) return;
-    absl::SleepFor(kReadyPoll);
-  }
-}
-
 }  // namespace
 
 absl::Status RunWorkerProcess(const WorkerProcessOptions& options) {
@@ -100,7 +91,8 @@ absl::Status RunWorkerProcess(const WorkerProcessOptions& options) {
   PrintListening({{"grpc", server->address()},
                   {"metrics", FormatHostPort(metrics_listen.host, metrics_port)}});
   RETURN_IF_ERROR(runtime->Load(
-      metrics, [](absl::string_view progress) { LOG_INFO("loaded {}", std::string(progress)); }));
+      metrics, [](absl::string_view progress) { LOG_INFO("loaded {}", std::string(progress)); },
+      shard != nullptr ? shard->placement_epoch() : 0));
   if (shard != nullptr) {
     shard->Serve(runtime->model().name(), runtime->fingerprint(), runtime->TakeServedExperts());
   }
@@ -110,13 +102,16 @@ absl::Status RunWorkerProcess(const WorkerProcessOptions& options) {
     signals.Wait();
     service.StartDraining();
   }
-  const absl::Time deadline = absl::Now() + options.drain;
-  server->SetServing(false);
+  const absl::Time end = absl::Now() + options.drain;
   drains.Increment();
+  server->SetServing(false);
   LOG_INFO("draining for at most {}", absl::FormatDuration(options.drain));
-  AwaitIdle(runtime->engine(), deadline);
+  // Until its requests are done health and Describe are answered, for the end of a gRPC server
+  // takes its port away at once; and its experts go last: until then requests at other workers run
+  // on as well. A tenth of the time is for the answers to what those have sent.
+  runtime->engine().AwaitIdle(shard != nullptr ? end - options.drain / 10 : end);
   if (shard != nullptr) shard->BeginDrain();
-  server->DrainAndStop(std::max(deadline - absl::Now(), absl::Milliseconds(100)));
+  server->DrainAndStop(std::max(absl::Milliseconds(100), end - absl::Now()));
   return absl::OkStatus();
 }
 

@@ -59,9 +59,10 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> WorkerRuntime::Open(
   ASSIGN_OR_RETURN(runtime->config_, LoadQwen3Config(options.model_dir));
   const Qwen3Config& config = runtime->config_;
   ASSIGN_OR_RETURN(runtime->weight_dtype_, ChooseWeightDtype(options.weight_dtype, config));
-  if (config.num_experts == 0 && !(options.shards.empty() && options.local_experts.empty())) {
+  if (config.num_experts == 0 && (!options.shards.empty() || options.local_experts.IsGiven())) {
     return absl::InvalidArgumentError(absl::StrCat(
-        options.model_dir, " is a dense model: it has no experts for --shards or --local_experts"));
+        options.model_dir,
+        " is a dense model: it has no experts for --shards, --local_experts or --num_shards"));
   }
   ASSIGN_OR_RETURN(runtime->local_experts_, runtime->LocalExperts());
   const std::string tokenizer_path = absl::StrCat(options.model_dir, "/tokenizer.json");
@@ -135,18 +136,18 @@ WorkerRuntime::~WorkerRuntime() {
 
 absl::StatusOr<std::vector<int>> WorkerRuntime::LocalExperts() const {
   if (config_.num_experts == 0) return std::vector<int>();
-  if (options_.local_experts.empty()) {
+  if (!options_.local_experts.IsGiven()) {
     return options_.shards.empty() ? AllExperts(config_.num_experts) : std::vector<int>();
   }
   ASSIGN_OR_RETURN(std::vector<int> ids,
-                   ParseExpertList(options_.local_experts, config_.num_experts));
+                   ChosenExperts(options_.local_experts, config_.num_experts));
   if (!options_.shards.empty()) return ids;
   std::vector<int> missing;
   for (const int expert : AllExperts(config_.num_experts)) {
     if (!std::binary_search(ids.begin(), ids.end(), expert)) missing.push_back(expert);
   }
   if (missing.empty()) return ids;
-  return absl::InvalidArgumentError(absl::StrCat("local_experts is ", options_.local_experts,
+  return absl::InvalidArgumentError(absl::StrCat("local_experts is ", FormatIdList(ids),
                                                  ", want experts ", FormatIdList(missing),
                                                  " too, or --shards that hold them"));
 }
@@ -154,7 +155,7 @@ absl::StatusOr<std::vector<int>> WorkerRuntime::LocalExperts() const {
 absl::StatusOr<int64_t> WorkerRuntime::KvTokens() const {
   ASSIGN_OR_RETURN(const int64_t available, AvailableMemoryBytes());
   MemoryPlan plan;
-  plan.worker_weight_bytes = PackedWorkerBytes(config_, weight_dtype_);
+  plan.worker_weight_bytes = PackedWeightBytes(config_, weight_dtype_).Worker();
   if (has_local_experts()) {
     plan.expert_weight_bytes =
         PackedExpertBytes(config_, static_cast<int>(local_experts_.size()), weight_dtype_);
@@ -198,6 +199,7 @@ absl::Status WorkerRuntime::LoadExperts(Metrics& metrics,
   exchange.weight_dtype = model_.weight_dtype();
   exchange.config = config_;
   if (!on_cpu()) exchange.experts_in_place = local_experts_;
+  exchange.own_placement_epoch = own_placement_epoch_;
   exchange.shard_wait = options_.shard_wait;
   exchange.shared_memory = options_.transports.shared_memory;
   exchange.nccl = nccl_.get();
@@ -246,7 +248,9 @@ absl::StatusOr<int64_t> WorkerRuntime::LoadOnDevice(
 }
 
 absl::Status WorkerRuntime::Load(Metrics& metrics,
-                                 const std::function<void(absl::string_view)>& progress) {
+                                 const std::function<void(absl::string_view)>& progress,
+                                 uint64_t own_placement_epoch) {
+  own_placement_epoch_ = own_placement_epoch;
   ASSIGN_OR_RETURN(const int64_t num_blocks,
                    on_cpu() ? LoadOnCpu(metrics, progress) : LoadOnDevice(metrics, progress));
   const int64_t kv_tokens = num_blocks * limits::kKvBlockTokens;

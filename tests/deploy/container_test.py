@@ -40,7 +40,8 @@ class ContainerTest(unittest.TestCase):
     def test_images_run_without_rights_and_are_labelled(self):
         text = (DOCKER / "Dockerfile").read_text()
         stages = {re.match(r"\S+ AS (\S+)", stage)[1]: stage for stage in text.split("\nFROM ")[1:]}
-        self.assertEqual(sorted(stages), ["build", "cpu", "cuda"])
+        self.assertEqual(sorted(stages),
+                         ["build", "build-cuda", "cpu", "cuda", "packages", "toolkit"])
         for name in ("cpu", "cuda"):
             self.assertIn("\nUSER 10001:10001\n", stages[name])
             self.assertIn("org.opencontainers.image.licenses", stages[name])
