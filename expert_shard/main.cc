@@ -69,7 +69,8 @@ void AddFlags(CLI::App* app, ShardOptions* options) {
   app->add_option("--experts", options->experts.list, "Experts to host, such as 0-31,40");
   app->add_option("--shard_index", options->experts.shard_index,
                   "Host the experts of this shard of --num_shards instead");
-  app->add_option("--num_shards", options->experts.num_shards);
+  app->add_option("--num_shards", options->experts.num_shards,
+                  "Equal parts that the experts are divided into, in rising order");
   app->add_option("--listen", options->listen, "HOST:PORT of gRPC; port 0 picks a free one")
       ->capture_default_str();
   app->add_option("--metrics_listen", options->metrics_listen, "HOST:PORT of /metrics")
