@@ -71,7 +71,7 @@ void AddFlags(CLI::App* app, ShardOptions* options) {
   app->add_option("--shard_index", options->experts.shard_index,
                   "Host the experts of this shard of --num_shards instead, from 0");
   app->add_option("--num_shards", options->experts.num_shards,
-                  "Shards that divide the experts evenly, in order of their index");
+                  "Equal parts that the experts are divided into, in rising order");
   app->add_option("--listen", options->listen, "HOST:PORT of gRPC; port 0 picks a free one")
       ->capture_default_str();
   app->add_option("--metrics_listen", options->metrics_listen,

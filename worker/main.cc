@@ -75,7 +75,8 @@ int main(int argc, char** argv) {
                  "workers; --shards may name this worker too, which leaves itself alone");
   app.add_option("--shard_index", local_experts.shard_index,
                  "The same with the experts of this shard of --num_shards");
-  app.add_option("--num_shards", local_experts.num_shards);
+  app.add_option("--num_shards", local_experts.num_shards,
+                 "Equal parts that the experts are divided into, in rising order");
   app.add_option("--threads", options.runtime.threads,
                  "Compute threads; 0: one for each CPU it may use")
       ->check(CLI::Range(0, 1024))
