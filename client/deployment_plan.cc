@@ -130,6 +130,16 @@ Place PlaceOf(const PlanQuestion& question, int device, int first_port) {
   return {local, local};
 }
 
+// For a CPU's processes: what `auto` would not choose.
+std::vector<std::string> WeightDtypeFlag(const PlanQuestion& question) {
+  if (question.dtype == CheckpointDtype(question.config)) return {};
+  return {"--weight_dtype", std::string(WeightDtypeName(question.dtype))};
+}
+
+void Append(const std::vector<std::string>& from, std::vector<std::string>* to) {
+  to->insert(to->end(), from.begin(), from.end());
+}
+
 bool HasShards(const PlanQuestion& question) {
   return question.config.num_experts > 0 && question.num_devices > 1;
 }
@@ -139,7 +149,8 @@ bool HasShards(const PlanQuestion& question) {
 absl::StatusOr<DeploymentPlan> PlanDeployment(const PlanQuestion& question) {
   RETURN_IF_ERROR(Check(question));
   DeploymentPlan plan;
-  plan.weights = StoredWeightBytes(question.config);
+  plan.weights = question.device.is_cpu ? PackedWeightBytes(question.config, question.dtype)
+                                        : StoredWeightBytes(question.config);
   plan.kv_bytes_per_token = KvBytesPerToken(question.config);
   plan.devices = PlanDevices(question, plan.weights, question.num_devices);
   plan.kv_tokens = KvTokens(plan.devices);
@@ -180,9 +191,9 @@ std::vector<PlannedProcess> GpuProcesses(const PlanQuestion& question, const Dep
     if (HasShards(question)) {
       std::vector<std::string> others = workers;
       others.erase(others.begin() + i);
-      worker.argv.insert(worker.argv.end(),
-                         {"--local_experts", FormatExpertList(plan.devices[i].experts), "--shards",
-                          absl::StrJoin(others, ",")});
+      Append({"--local_experts", FormatExpertList(plan.devices[i].experts), "--shards",
+              absl::StrJoin(others, ",")},
+             &worker.argv);
     }
     processes.push_back(std::move(worker));
   }
@@ -202,6 +213,7 @@ std::vector<PlannedProcess> PlannedProcesses(const PlanQuestion& question,
   const int worker_port = kFirstPort + 1;
   const int shard_port = worker_port + 1;
   const std::string model = ModelDir(question);
+  const std::vector<std::string> dtype_flag = WeightDtypeFlag(question);
   std::vector<PlannedProcess> processes;
   std::vector<std::string> shards, workers;
   for (int i = 0; i < count && HasShards(question); ++i) {
@@ -210,6 +222,7 @@ std::vector<PlannedProcess> PlannedProcesses(const PlanQuestion& question,
     processes.push_back({absl::StrCat("shard-", i),
                          {"conclave-expert-shard", "--model", model, "--experts",
                           FormatExpertList(plan.devices[i].experts), "--listen", place.listen}});
+    Append(dtype_flag, &processes.back().argv);
   }
   for (int i = 0; i < count; ++i) {
     const Place place = PlaceOf(question, i, worker_port);
@@ -217,9 +230,8 @@ std::vector<PlannedProcess> PlannedProcesses(const PlanQuestion& question,
     PlannedProcess worker{absl::StrCat("worker-", i),
                           {"conclave-worker", "--model", model, "--listen", place.listen,
                            "--kv_cache_tokens", absl::StrCat(plan.devices[i].kv_tokens)}};
-    if (!shards.empty()) {
-      worker.argv.insert(worker.argv.end(), {"--shards", absl::StrJoin(shards, ",")});
-    }
+    Append(dtype_flag, &worker.argv);
+    if (!shards.empty()) Append({"--shards", absl::StrJoin(shards, ",")}, &worker.argv);
     processes.push_back(std::move(worker));
   }
   const bool many_hosts = count > 1;
@@ -233,11 +245,13 @@ std::vector<PlannedProcess> PlannedProcesses(const PlanQuestion& question,
 std::vector<std::string> PlannedUpCommand(const PlanQuestion& question,
                                           const DeploymentPlan& plan) {
   if (!question.device.is_cpu || question.num_devices > 1) return {};
-  return {"conclave",          "up",
-          "--model",           ModelDir(question),
-          "--workers",         "1",
-          "--shards",          "0",
-          "--kv_cache_tokens", absl::StrCat(plan.devices.front().kv_tokens)};
+  std::vector<std::string> up = {"conclave",          "up",
+                                 "--model",           ModelDir(question),
+                                 "--workers",         "1",
+                                 "--shards",          "0",
+                                 "--kv_cache_tokens", absl::StrCat(plan.devices.front().kv_tokens)};
+  Append(WeightDtypeFlag(question), &up);
+  return up;
 }
 
 }  // namespace conclave

@@ -8,15 +8,17 @@
 #include "absl/status/statusor.h"
 #include "client/plan_device.h"
 #include "client/roofline.h"
+#include "common/weight_dtype.h"
 #include "model/memory_plan.h"
 #include "model/qwen3_config.h"
 
 namespace conclave {
 
 struct PlanQuestion {
-  std::string model_name;  // for people
-  std::string model_dir;   // for the commands; empty: a placeholder
-  Qwen3Config config;      // quantization: the type of the weights that is planned for
+  std::string model_name;                  // for people
+  std::string model_dir;                   // for the commands; empty: a placeholder
+  Qwen3Config config;                      // quantization: of the checkpoint
+  WeightDtype dtype = WeightDtype::kBf16;  // that weights are kept in; of GPUs the checkpoint's
   PlanDevice device;
   int num_devices = 1;
   int64_t context = 1024;            // tokens of KV of each sequence

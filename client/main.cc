@@ -211,7 +211,7 @@ Command AddStatus(CLI::App* app) {
   status
       ->add_option("--wait", options->wait_seconds,
                    "Seconds to wait for the cluster to serve; 0: ask once")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(0.0, 86400.0))
       ->capture_default_str();
   CLI::Option* json = status->add_flag("--json", options->json, "Print one JSON object");
   auto watch = std::make_shared<bool>(false);
@@ -224,8 +224,9 @@ Command AddStatus(CLI::App* app) {
             if (!*watch || isatty(STDOUT_FILENO) != 1) return RunStatus(*options, std::cout);
             RETURN_IF_ERROR(InitLog("conclave", "error"));
             const ShutdownSignals signals;  // before any thread of gRPC's
-            return WatchStatus(options->router.endpoint, std::cout,
-                               [&signals] { return signals.Requested(); });
+            return WatchStatus(
+                options->router.endpoint, std::cout, [&signals] { return signals.Requested(); },
+                TerminalRows);
           }};
 }
 
@@ -268,7 +269,8 @@ Command AddPlan(CLI::App* app) {
                    "Known model such as Qwen3-235B-A22B, a config.json, or a folder with one")
       ->required();
   plan->add_option("--dtype", options->dtype,
-                   "Weights: bf16 or fp8 (default: as the checkpoint is stored)");
+                   "Weights: bf16 or fp8, with --cpu also int8 or int4, as --weight_dtype keeps "
+                   "them (default: as the checkpoint is stored)");
   plan->add_option("--gpu", options->device.gpu, "Kind of the cards: " + KnownGpuNames());
   plan->add_option("--gpus", options->gpus, "Cards (default: 1)");
   plan->add_option("--gpu_memory_gib,--host_memory_gib", options->device.memory_gib,
@@ -276,7 +278,8 @@ Command AddPlan(CLI::App* app) {
   CLI::Option* bandwidth = plan->add_option("--gpu_bandwidth_tbs", options->device.bandwidth_tbs,
                                             "Its memory's read bandwidth, 10^12 bytes/s");
   plan->add_option("--gpu_tflops,--host_tflops", options->device.tflops,
-                   "Its dense multiply-adds of that type, 10^12 FLOP/s");
+                   "Its dense multiply-adds, 10^12 FLOP/s: a card's of that type, a host's of BF16 "
+                   "(int8's are twice as many)");
   plan->add_flag("--cpu", options->device.cpu, "Plan for CPU servers instead of cards");
   plan->add_option("--hosts", options->hosts, "CPU servers (default: 1)");
   plan->add_option("--host_bandwidth_gbs", *bandwidth_gbs,

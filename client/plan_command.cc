@@ -41,13 +41,25 @@ absl::Status ReadConfig(const std::string& given, PlanQuestion* question) {
   return absl::OkStatus();
 }
 
-absl::Status ChooseDtype(const PlanOptions& options, Qwen3Config* config) {
-  if (options.dtype == "bf16") {
-    config->quantization = WeightQuantization::kNone;
-  } else if (options.dtype == "fp8") {
-    config->quantization = WeightQuantization::kFp8Block128;
-  } else if (!options.dtype.empty()) {
-    return errors::OutOfRange("--dtype", absl::StrCat("\"", options.dtype, "\""), "bf16 or fp8");
+// FP8, and on GPUs BF16, are what a checkpoint is stored in. A CPU's processes can widen FP8 and
+// quantize either while they load.
+absl::Status ChooseDtype(const PlanOptions& options, PlanQuestion* question) {
+  question->dtype = CheckpointDtype(question->config);
+  if (options.dtype.empty()) return absl::OkStatus();
+  const bool cpu = options.device.cpu;
+  const absl::StatusOr<WeightDtype> dtype = ParseWeightDtype(options.dtype);
+  const bool quantizes =
+      dtype.ok() && (*dtype == WeightDtype::kInt8 || *dtype == WeightDtype::kInt4);
+  if (!dtype.ok() || (quantizes && !cpu)) {
+    return errors::OutOfRange(
+        "--dtype", absl::StrCat("\"", options.dtype, "\""),
+        cpu ? "bf16, fp8, int8 or int4" : "bf16 or fp8 (int8 and int4 with --cpu)");
+  }
+  question->dtype = *dtype;
+  if (*dtype == WeightDtype::kFp8) {
+    question->config.quantization = WeightQuantization::kFp8Block128;
+  } else if (!cpu) {
+    question->config.quantization = WeightQuantization::kNone;
   }
   return absl::OkStatus();
 }
@@ -63,9 +75,9 @@ absl::StatusOr<PlanQuestion> MakePlanQuestion(const PlanOptions& options) {
   }
   PlanQuestion question;
   RETURN_IF_ERROR(ReadConfig(options.config, &question));
-  RETURN_IF_ERROR(ChooseDtype(options, &question.config));
-  const bool fp8 = question.config.quantization == WeightQuantization::kFp8Block128;
-  ASSIGN_OR_RETURN(question.device, ChooseDevice(options.device, fp8));
+  RETURN_IF_ERROR(ChooseDtype(options, &question));
+  ASSIGN_OR_RETURN(question.device,
+                   ChooseDevice(options.device, question.dtype == WeightDtype::kFp8));
   question.num_devices = (options.device.cpu ? options.hosts : options.gpus).value_or(1);
   question.context = options.context;
   question.batch = options.batch;

@@ -14,7 +14,7 @@ namespace conclave {
 
 struct PlanOptions {
   std::string config;  // a known model's name, a config.json, or a folder with one
-  std::string dtype;   // bf16 or fp8; empty: as the checkpoint is stored
+  std::string dtype;   // bf16, fp8, int8 or int4; empty: as the checkpoint is stored
   DeviceFlags device;
   std::optional<int> gpus, hosts;  // 1 unless given
   int64_t context = 1024;

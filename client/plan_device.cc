@@ -99,7 +99,12 @@ absl::StatusOr<PlanDevice> ChooseDevice(const DeviceFlags& flags, bool fp8) {
   ASSIGN_OR_RETURN(PlanDevice device, flags.cpu ? Cpu(flags) : Gpu(flags));
   if (flags.memory_gib) device.memory_gib = *flags.memory_gib;
   if (flags.bandwidth_tbs) device.bandwidth_tbs = *flags.bandwidth_tbs;
-  if (flags.tflops) {
+  if (flags.tflops && flags.cpu) {
+    // FP8 weights are multiplied as BF16; int8 instructions do twice as much as BF16's, VNNI beside
+    // AVX-512's as well as AMX's.
+    device.bf16_tflops = *flags.tflops;
+    device.int8_tops = 2 * *flags.tflops;
+  } else if (flags.tflops) {
     // Of the type that is planned for. FP8 instructions do twice BF16's on all that have them.
     device.bf16_tflops = fp8 ? *flags.tflops / 2 : *flags.tflops;
     device.fp8_tflops = fp8 ? *flags.tflops : 0;

@@ -15,6 +15,7 @@ struct PlanDevice {
   double bandwidth_tbs = 0;  // read bandwidth of the memory, 10^12 bytes/s
   double bf16_tflops = 0;    // dense, no sparsity; 0: not known, computing then costs no time
   double fp8_tflops = 0;     // 0: no FP8 instructions, BF16's are used
+  double int8_tops = 0;      // the same of int8, with which int8 and int4 weights are multiplied
   bool is_cpu = false;
 };
 

@@ -22,12 +22,9 @@ constexpr char kNoCuda[] = "Not yet run on a GPU: the programs take these flags,
 
 double GiB(int64_t bytes) { return std::ldexp(static_cast<double>(bytes), -30); }
 
-Roofline MakeRoofline(const PlanQuestion& question) {
-  return {question.config, question.device, question.num_devices, question.hop_us * 1e-6};
-}
-
-std::string Dtype(const PlanQuestion& question) {
-  return question.config.quantization == WeightQuantization::kNone ? "bf16" : "fp8";
+Roofline MakeRoofline(const PlanQuestion& question, const DeploymentPlan& plan) {
+  return {question.config, plan.weights,         question.dtype,
+          question.device, question.num_devices, question.hop_us * 1e-6};
 }
 
 std::string Roles(const PlanQuestion& question) {
@@ -131,8 +128,8 @@ std::string DeviceTable(const PlanQuestion& question, const DeploymentPlan& plan
   return text;
 }
 
-std::string FloorTable(const PlanQuestion& question) {
-  const Roofline roofline = MakeRoofline(question);
+std::string FloorTable(const PlanQuestion& question, const DeploymentPlan& plan) {
+  const Roofline roofline = MakeRoofline(question, plan);
   std::string text = absl::StrFormat(
       "floor of a decode step, %d tokens of context%s (no run is "
       "faster than this)\n%8s %12s %12s %26s\n",
@@ -171,7 +168,7 @@ std::string CommandsText(const PlanQuestion& question, const DeploymentPlan& pla
 }  // namespace
 
 ordered_json PlanJson(const PlanQuestion& question, const DeploymentPlan& plan) {
-  const Roofline roofline = MakeRoofline(question);
+  const Roofline roofline = MakeRoofline(question, plan);
   int64_t on_devices = 0;
   ordered_json cards = ordered_json::array();
   for (size_t i = 0; i < plan.devices.size(); ++i) {
@@ -183,13 +180,14 @@ ordered_json PlanJson(const PlanQuestion& question, const DeploymentPlan& plan) 
           {"reason", std::string(plan.fits.message())},
           {"least_cards", fits ? ordered_json(nullptr) : ordered_json(plan.least_devices)},
           {"config", question.model_name},
-          {"dtype", Dtype(question)},
+          {"dtype", std::string(WeightDtypeName(question.dtype))},
           {"device",
            {{"name", question.device.name},
             {"memory_gib", question.device.memory_gib},
             {"bandwidth_tbs", question.device.bandwidth_tbs},
             {"bf16_tflops", question.device.bf16_tflops},
-            {"fp8_tflops", question.device.fp8_tflops}}},
+            {"fp8_tflops", question.device.fp8_tflops},
+            {"int8_tops", question.device.int8_tops}}},
           {"num_cards", question.num_devices},
           {"context", question.context},
           {"batch", question.batch},
@@ -220,8 +218,9 @@ std::string PlanText(const PlanQuestion& question, const DeploymentPlan& plan) {
   const char* unit = question.device.is_cpu ? "host" : "card";
   std::string text = absl::StrFormat(
       "%s in %s on %d x %s: %s\n%.1f B parameters, %.1f B active a token, %.1f GiB of weights\n\n",
-      question.model_name, Dtype(question), question.num_devices, question.device.name,
-      fits ? "fits" : "does not fit", static_cast<double>(TotalParameters(question.config)) / 1e9,
+      question.model_name, WeightDtypeName(question.dtype), question.num_devices,
+      question.device.name, fits ? "fits" : "does not fit",
+      static_cast<double>(TotalParameters(question.config)) / 1e9,
       static_cast<double>(ActiveParameters(question.config)) / 1e9, GiB(plan.weights.Total()));
   absl::StrAppend(&text, DeviceTable(question, plan));
   if (!fits) {
@@ -233,7 +232,7 @@ std::string PlanText(const PlanQuestion& question, const DeploymentPlan& plan) {
   absl::StrAppendFormat(
       &text, "\nKV: %d tokens in all (%d bytes each), %d sequences of %d tokens\n", plan.kv_tokens,
       plan.kv_bytes_per_token, plan.kv_tokens / question.context, question.context);
-  absl::StrAppend(&text, "\n", FloorTable(question));
+  absl::StrAppend(&text, "\n", FloorTable(question, plan));
   if (plan.wire_bytes_per_step > 0) {
     absl::StrAppendFormat(&text, "between %ss: %.3f MB a step at batch %d, both ways\n", unit,
                           plan.wire_bytes_per_step / 1e6, question.batch);

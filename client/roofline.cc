@@ -27,19 +27,25 @@ double Flops(double tflops) {
   return tflops > 0 ? tflops * 1e12 : std::numeric_limits<double>::infinity();
 }
 
+double WeightFlops(const PlanDevice& device, WeightDtype dtype) {
+  if (dtype == WeightDtype::kFp8 && device.fp8_tflops > 0) return Flops(device.fp8_tflops);
+  const bool int8 = dtype == WeightDtype::kInt8 || dtype == WeightDtype::kInt4;
+  return Flops(int8 && device.int8_tops > 0 ? device.int8_tops : device.bf16_tflops);
+}
+
 }  // namespace
 
-Roofline::Roofline(const Qwen3Config& config, const PlanDevice& device, int num_devices,
-                   double hop_seconds)
+Roofline::Roofline(const Qwen3Config& config, const BytesByKind& weights, WeightDtype dtype,
+                   const PlanDevice& device, int num_devices, double hop_seconds)
     : config_(config),
       num_devices_(num_devices),
       hop_seconds_(hop_seconds),
-      bytes_(StoredWeightBytes(config)),
+      bytes_(weights),
       bandwidth_(device.bandwidth_tbs * 1e12),
       bf16_flops_(Flops(device.bf16_tflops)),
-      weight_flops_(config.quantization == WeightQuantization::kNone || device.fp8_tflops == 0
-                        ? bf16_flops_
-                        : Flops(device.fp8_tflops)) {}
+      weight_flops_(WeightFlops(device, dtype)),
+      // It stays BF16 in an FP8 checkpoint, and is quantized with the rest otherwise.
+      head_flops_(dtype == WeightDtype::kFp8 ? bf16_flops_ : weight_flops_) {}
 
 double Roofline::DistinctExperts(int64_t tokens) const {
   const double all = config_.num_experts;
@@ -92,7 +98,7 @@ double Roofline::ExpertSide(double tokens) const {
 double Roofline::LmHead(const Step& step) const {
   const double parameters = static_cast<double>(config_.vocab_size) * config_.hidden_size;
   return std::max(static_cast<double>(bytes_.lm_head) / bandwidth_,
-                  2 * step.logit_rows * parameters / bf16_flops_);
+                  2 * step.logit_rows * parameters / head_flops_);
 }
 
 double Roofline::Hops() const {

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "client/plan_device.h"
+#include "common/weight_dtype.h"
 #include "model/memory_plan.h"
 #include "model/qwen3_config.h"
 
@@ -14,13 +15,14 @@ namespace conclave {
 // phases follow one another. No launch gaps, no activations, no imbalance between experts.
 //
 // Experts: each token picks num_experts_per_tok of them evenly and independently, so that a batch
-// of B reads E * (1 - (1 - k / E)^B) of E. KV is BF16. Weights are FP8 where config.quantization
-// says so, which are multiplied as FP8 where the device can.
+// of B reads E * (1 - (1 - k / E)^B) of E. KV is BF16, and attention's own products are. Weights
+// are multiplied as what they are kept in where the device can, else as BF16.
 class Roofline {
  public:
-  // hop_seconds: one way between attention and experts, twice a sparse layer; none on one device.
-  Roofline(const Qwen3Config& config, const PlanDevice& device, int num_devices,
-           double hop_seconds);
+  // weights: one copy, as the device keeps it. hop_seconds: one way between attention and experts,
+  // twice a sparse layer; none on one device.
+  Roofline(const Qwen3Config& config, const BytesByKind& weights, WeightDtype dtype,
+           const PlanDevice& device, int num_devices, double hop_seconds);
 
   // One token of each of `batch` sequences, each with `context` tokens of KV; all bytes and all
   // arithmetic divided evenly over the devices: what they could do at best, however arranged.
@@ -50,8 +52,9 @@ class Roofline {
   const int num_devices_;
   const double hop_seconds_;
   const BytesByKind bytes_;
-  double bandwidth_ = 0;                      // bytes/s
-  double bf16_flops_ = 0, weight_flops_ = 0;  // FLOP/s
+  const double bandwidth_;  // bytes/s
+  // FLOP/s of attention, of products with most weights, and with the LM head.
+  const double bf16_flops_, weight_flops_, head_flops_;
 };
 
 // Bytes of hidden states that one decode step of `batch` tokens sends between devices, both ways:

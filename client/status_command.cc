@@ -44,8 +44,11 @@ std::string FormatTable(const std::vector<Row>& rows) {
 
 Row WorkerRow(const v1::ClusterStatus::WorkerStatus& worker) {
   const v1::WorkerDescription& description = worker.description();
-  if (!worker.up()) return {"worker", worker.target(), "down", worker.error()};
-  if (!description.ready()) return {"worker", worker.target(), "not ready", description.reason()};
+  // A router uses none that is not ready, or that loaded another model; those two do answer.
+  const bool answers = description.ready() || !description.reason().empty();
+  if (!worker.up()) {
+    return {"worker", worker.target(), answers ? "not ready" : "down", worker.error()};
+  }
   return {
       "worker", worker.target(), "ready",
       absl::StrFormat("%d running, %d waiting, %d of %d KV blocks, %.1f tokens/s%s",
@@ -73,6 +76,7 @@ ordered_json WorkerJson(const v1::ClusterStatus::WorkerStatus& worker) {
           {"error", worker.error()},
           {"ready", description.ready()},
           {"reason", description.reason()},
+          {"fingerprint", description.model().fingerprint()},
           {"inflight", worker.inflight()},
           {"running", description.running()},
           {"waiting", description.waiting()},

@@ -1,12 +1,17 @@
 #include "client/status_watch.h"
 
+#include <sys/ioctl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <ostream>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "client/chat_printer.h"
 #include "client/status_command.h"
@@ -82,7 +87,30 @@ std::string ThinkingLine(const v1::ClusterStatus::Router& now,
                          Bar(share), 100 * share, when);
 }
 
+// `text` and the time below it, in one line less than the terminal has: a newline in its last one
+// would scroll the first away.
+std::vector<std::string> FitTo(int rows, const std::string& text) {
+  std::vector<std::string> lines = absl::StrSplit(absl::StripSuffix(text, "\n"), '\n');
+  const std::string time = absl::FormatTime("%H:%M:%S", absl::Now(), absl::LocalTimeZone());
+  const auto most = static_cast<size_t>(std::max(rows - 2, 1));
+  if (lines.size() <= most) {
+    if (lines.size() < most) lines.emplace_back();
+    lines.push_back(absl::StrCat(time, "  Ctrl-C ends this"));
+    return lines;
+  }
+  const size_t left_out = lines.size() - most;
+  lines.resize(most);
+  lines.push_back(absl::StrCat(time, "  ", left_out, " more lines; Ctrl-C ends this"));
+  return lines;
+}
+
 }  // namespace
+
+int TerminalRows() {
+  winsize size = {};
+  constexpr int kUsual = 24;
+  return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_row > 0 ? size.ws_row : kUsual;
+}
 
 std::string FormatWatch(const std::string& endpoint, const v1::ClusterStatus& cluster,
                         WatchHistory* history) {
@@ -111,7 +139,8 @@ std::string FormatWatch(const std::string& endpoint, const v1::ClusterStatus& cl
 }
 
 absl::Status WatchStatus(const std::string& endpoint, std::ostream& out,
-                         const std::function<bool()>& stop, absl::Duration interval) {
+                         const std::function<bool()>& stop, const std::function<int()>& rows,
+                         absl::Duration interval) {
   const auto stub = v1::Inference::NewStub(MakeChannel(endpoint));
   WatchHistory history;
   out << kEnter;
@@ -119,15 +148,14 @@ absl::Status WatchStatus(const std::string& endpoint, std::ostream& out,
     const absl::Time next = absl::Now() + interval;
     const absl::StatusOr<v1::ClusterStatus> cluster =
         GetCluster(*stub, absl::Now() + std::max(interval, absl::Seconds(1)));
-    std::string text = cluster.ok() ? FormatWatch(endpoint, *cluster, &history)
-                                    : absl::StrCat("conclave at ", endpoint, ": no answer (",
-                                                   std::string(cluster.status().message()), ")\n");
-    absl::StrAppend(&text, "\n", absl::FormatTime("%H:%M:%S", absl::Now(), absl::LocalTimeZone()),
-                    "  Ctrl-C ends this\n");
+    const std::string text = cluster.ok()
+                                 ? FormatWatch(endpoint, *cluster, &history)
+                                 : absl::StrCat("conclave at ", endpoint, ": no answer (",
+                                                std::string(cluster.status().message()), ")\n");
     out << kHome;
     // Names and errors come from other processes.
-    for (const absl::string_view line : absl::StrSplit(text, '\n')) {
-      out << SafeForTerminal(std::string(line)) << kClearLine;
+    for (const std::string& line : FitTo(rows(), text)) {
+      out << SafeForTerminal(line) << kClearLine;
     }
     out << kClearRest << std::flush;
     while (!stop() && absl::Now() < next) {

@@ -23,9 +23,14 @@ std::string FormatWatch(const std::string& endpoint, const v1::ClusterStatus& cl
 
 // `conclave status --watch` on a terminal: draws FormatWatch each second on the terminal's second
 // screen until `stop`, which is asked ten times a second, is true; then the first screen is back.
-// A cluster that does not answer is said so, and asked again. Always OK.
+// A cluster that does not answer is said so, and asked again. Of a view that is longer than the
+// terminal's `rows`, asked before each drawing, the beginning is shown, and how much is missing;
+// long lines are cut by the terminal. Always OK.
 absl::Status WatchStatus(const std::string& endpoint, std::ostream& out,
-                         const std::function<bool()>& stop,
+                         const std::function<bool()>& stop, const std::function<int()>& rows,
                          absl::Duration interval = absl::Seconds(1));
+
+// The lines of the terminal that is standard output; 24 where it does not say.
+int TerminalRows();
 
 }  // namespace conclave

@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/signalfd.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,6 +24,7 @@ namespace {
 
 // A process that has served this long starts with a short backoff again.
 constexpr absl::Duration kStableAfter = absl::Seconds(10);
+constexpr int kUsageExitCode = 2;  // ParseFlags'
 
 std::string Seconds(absl::Duration duration) {
   return absl::StrFormat("%.1f s", absl::ToDoubleSeconds(duration));
@@ -193,6 +195,9 @@ absl::Status Supervisor::Reap(Process& process, absl::Time now) {
   const std::string what =
       absl::StrCat(process.spec.name, " ", DescribeExit(*exit_status),
                    process.last_words.empty() ? "" : absl::StrCat(": ", process.last_words));
+  // Flags that are wrong are as wrong the next time.
+  const bool wrong_flags = WIFEXITED(*exit_status) && WEXITSTATUS(*exit_status) == kUsageExitCode;
+  if (phase_ == Phase::kStarting && wrong_flags) return absl::InvalidArgumentError(what);
   if (phase_ == Phase::kStarting && process.failures >= options_.max_start_failures) {
     return absl::UnavailableError(
         absl::StrCat(what, " (gave up after ", process.failures, " attempts)"));

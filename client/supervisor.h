@@ -56,7 +56,8 @@ class Supervisor {
   ~Supervisor();
 
   // Returns when everything has stopped: OK after such a signal; Unavailable naming the
-  // process and its last words if it failed max_start_failures times before all were ready;
+  // process and its last words if it failed max_start_failures times before all were ready,
+  // InvalidArgument likewise if it did not like its flags;
   // DeadlineExceeded if they were not ready in time; Internal if the system gives no signals or
   // log files. Blocks these signals in the calling thread while it runs.
   absl::Status Run();

@@ -1,6 +1,7 @@
 #include "client/up_flags.h"
 
 #include "common/flags.h"
+#include "common/limits.h"
 
 namespace conclave {
 
@@ -35,7 +36,7 @@ CLI::App* AddUpFlags(CLI::App* app, UpOptions* options) {
       ->capture_default_str();
   up->add_option("--kv_cache_tokens", options->kv_cache_tokens,
                  "Tokens each worker's KV cache holds; 0: the worker's default")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(int64_t{0}, limits::kMaxKvCacheTokens))
       ->capture_default_str();
   up->add_option("--max_running", options->max_running,
                  "Requests a worker computes at a time; 0: the worker's default")
@@ -64,6 +65,7 @@ CLI::App* AddUpFlags(CLI::App* app, UpOptions* options) {
       ->check(CLI::IsMember({"auto", "off", "on"}))
       ->capture_default_str();
   up->add_option("--cpu_isa", options->cpu_isa, "Instructions of the kernels; auto: the best here")
+      ->check(CLI::IsMember({"auto", "plain", "avx2", "avx512", "avx512_bf16", "amx"}))
       ->capture_default_str();
   up->add_option("--weight_dtype", options->weight_dtype,
                  "How workers and shards keep the weights: auto (as in the checkpoint), bf16, int8 "
@@ -77,7 +79,8 @@ CLI::App* AddUpFlags(CLI::App* app, UpOptions* options) {
   up->add_option("--model_name", options->model_name,
                  "What clients write as \"model\" (default: the folder's name)");
   up->add_option("--chat_template", options->chat_template,
-                 "Template of chat prompts; auto: the checkpoint's own")
+                 "How messages become a prompt; auto: as the checkpoint says")
+      ->check(CLI::IsMember({"auto", "qwen3", "instruct-2507", "thinking-2507"}))
       ->capture_default_str();
   up->add_option("--log_dir", options->log_dir,
                  "Folder for one log file per process (default: all on standard error)");
@@ -89,7 +92,7 @@ CLI::App* AddUpFlags(CLI::App* app, UpOptions* options) {
       ->capture_default_str();
   up->add_option("--drain_seconds", options->drain_seconds,
                  "Seconds that requests get to finish when the cluster stops")
-      ->check(CLI::Range(0, 86400))
+      ->check(CLI::Range(0, static_cast<int>(limits::kMaxDrainSeconds)))
       ->capture_default_str();
   up->add_option("--ready_seconds", options->ready_seconds,
                  "Seconds within which every process must be ready, loading included")

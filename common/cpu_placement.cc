@@ -79,7 +79,10 @@ bool PinThisThread(absl::Span<const int> cpus) {
   return sched_setaffinity(0, sizeof(set), &set) == 0;
 }
 
-absl::StatusOr<std::vector<int>> PlaceProcess(const CpuPlacementOptions& options) {
+namespace {
+
+// The CPUs that PlaceProcess returns.
+absl::StatusOr<std::vector<int>> ChooseCpus(const CpuPlacementOptions& options) {
   ASSIGN_OR_RETURN(const std::vector<int> allowed, AllowedCpus());
   if (options.cpus.empty() && options.numa_node < 0) return allowed;
   std::vector<int> chosen;
@@ -95,6 +98,18 @@ absl::StatusOr<std::vector<int>> PlaceProcess(const CpuPlacementOptions& options
     return errors::OutOfRange("cpu", cpu,
                               absl::StrCat("those this process may use, ", FormatIdList(allowed)));
   }
+  return chosen;
+}
+
+}  // namespace
+
+absl::Status CheckPlacement(const CpuPlacementOptions& options) {
+  return ChooseCpus(options).status();
+}
+
+absl::StatusOr<std::vector<int>> PlaceProcess(const CpuPlacementOptions& options) {
+  ASSIGN_OR_RETURN(std::vector<int> chosen, ChooseCpus(options));
+  if (options.cpus.empty() && options.numa_node < 0) return chosen;
   if (options.numa_node >= 0) RETURN_IF_ERROR(PreferMemoryOf(options.numa_node));
   if (!PinThisThread(chosen)) {
     return absl::InternalError(

@@ -27,6 +27,9 @@ absl::StatusOr<std::vector<int>> CpusOfNumaNode(int node, const std::string& roo
 // The CPUs that the calling thread may run on, rising.
 absl::StatusOr<std::vector<int>> AllowedCpus();
 
+// The errors of PlaceProcess that can be known without changing anything.
+absl::Status CheckPlacement(const CpuPlacementOptions& options);
+
 // Restricts the calling thread, and the threads it starts from now on, to the chosen CPUs, and lets
 // memory that they touch first come from the node while it has some. Call it before any other
 // thread is started. Returns the CPUs that may be used, all that were allowed before if nothing was

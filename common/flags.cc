@@ -2,10 +2,13 @@
 
 #include <unistd.h>
 
+#include <filesystem>
 #include <iostream>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -60,6 +63,11 @@ void TakeFile(CLI::App& app, std::vector<std::string>& errors) {
   const CLI::Option* config = app.get_option_no_throw(kConfigFlag);
   if (config->count() == 0) return;
   const std::string path = config->results().back();
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) {  // which opens, and reads as an empty file
+    errors.push_back(absl::StrCat("--config: ", path, " is a folder, want a file"));
+    return;
+  }
   std::vector<CLI::ConfigItem> items;
   try {
     items = CLI::ConfigTOML().from_file(path);
@@ -73,8 +81,9 @@ void TakeFile(CLI::App& app, std::vector<std::string>& errors) {
                               ? app.get_option_no_throw(absl::StrCat("--", item.name))
                               : nullptr;
     if (option == nullptr) {
-      errors.push_back(
-          absl::StrCat(path, " sets ", item.fullname(), ", and there is no such flag"));
+      errors.push_back(absl::StrCat(path, " sets ",
+                                    absl::CHexEscape(item.fullname()).substr(0, 100),
+                                    ", and there is no such flag"));
     } else if (option->count() == 0) {
       option->add_result(item.inputs);
     }

@@ -92,6 +92,8 @@ inline constexpr int kDefaultMaxWaitingSequences = 4096;
 // Tokens of one step: prefill chunks and decodes together. Bounds the activations' memory.
 inline constexpr int kDefaultMaxStepTokens = 512;
 inline constexpr int kMaxStepTokens = 8192;
+// More than fits into any host: at Qwen3-0.6B's 112 KiB a token, 448 TiB.
+inline constexpr int64_t kMaxKvCacheTokens = int64_t{1} << 32;
 inline constexpr int kKvBlockTokens = 16;
 // Requests that only fill the prefix cache, which wait until a worker has nothing else to do. They
 // hold no KV block while they wait, and the oldest of more would rarely get its turn.
@@ -167,5 +169,7 @@ inline constexpr absl::Duration kHttpBodyTimeout = absl::Seconds(60);
 // A client that reads nothing for so long is gone.
 inline constexpr absl::Duration kHttpWriteTimeout = absl::Minutes(5);
 inline constexpr absl::Duration kDefaultDrainDeadline = absl::Seconds(30);
+// A day, longer than any answer takes. The same for every server: `conclave up` hands its own on.
+inline constexpr double kMaxDrainSeconds = 86'400;
 
 }  // namespace conclave::limits

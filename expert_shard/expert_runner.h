@@ -10,8 +10,8 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "common/bfloat16.h"
+#include "common/weight_dtype.h"
 #include "kernels/device.h"
-#include "kernels/weight_dtype.h"
 #include "model/qwen3_config.h"
 #include "model/safetensors.h"
 

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -45,9 +46,7 @@ namespace {
 
 struct ShardOptions {
   std::string model;
-  std::string experts;
-  int shard_index = -1;
-  int num_shards = 0;
+  ExpertChoice experts;
   std::string listen = "127.0.0.1:50052";
   std::string metrics_listen = "127.0.0.1:0";
   std::string tls_cert_file;
@@ -68,38 +67,46 @@ struct ShardOptions {
 
 void AddFlags(CLI::App* app, ShardOptions* options) {
   app->add_option("--model", options->model, "Directory of the checkpoint")->required();
-  app->add_option("--experts", options->experts, "Experts to host, such as 0-31,40");
-  app->add_option("--shard_index", options->shard_index,
-                  "Host the experts of this shard of --num_shards instead");
-  app->add_option("--num_shards", options->num_shards);
+  app->add_option("--experts", options->experts.list, "Experts to host, such as 0-31,40");
+  app->add_option("--shard_index", options->experts.shard_index,
+                  "Host the experts of this shard of --num_shards instead, from 0");
+  app->add_option("--num_shards", options->experts.num_shards,
+                  "Equal parts that the experts are divided into, in rising order");
   app->add_option("--listen", options->listen, "HOST:PORT of gRPC; port 0 picks a free one")
       ->capture_default_str();
-  app->add_option("--metrics_listen", options->metrics_listen, "HOST:PORT of /metrics")
+  app->add_option("--metrics_listen", options->metrics_listen,
+                  "HOST:PORT of /metrics (HTTP); port 0 picks a free one")
       ->capture_default_str();
   app->add_option("--tls_cert_file", options->tls_cert_file, "PEM certificate; with the key: TLS");
   app->add_option("--tls_key_file", options->tls_key_file, "PEM private key");
-  app->add_option("--threads", options->threads, "Compute threads; 0: one a core")
+  app->add_option("--threads", options->threads, "Compute threads; 0: one for each CPU it may use")
+      ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   app->add_option("--cpu_isa", options->cpu_isa, "auto, plain, avx2, avx512, avx512_bf16 or amx")
       ->capture_default_str();
   app->add_option("--weight_dtype", options->weight_dtype,
                   "How weights are kept: auto (as in the checkpoint), bf16, int8 or int4; the same "
                   "as the workers'")
+      ->check(CLI::IsMember({"auto", "bf16", "fp8", "int8", "int4"}))
       ->capture_default_str();
   app->add_option("--device", options->device,
                   "Where experts run: cpu, cuda or cuda:N (the N-th GPU)")
       ->capture_default_str();
   app->add_option("--load_format", options->load_format,
                   "auto: the checkpoint; dummy: made-up weights of config.json's shapes, on a GPU")
+      ->check(CLI::IsMember({"auto", "dummy"}))
       ->capture_default_str();
   app->add_option("--gpu_memory_utilization", options->gpu_memory_utilization,
                   "Share of the GPU's memory for weights and workspace")
+      ->check(CLI::Range(0.01, 1.0))
       ->capture_default_str();
   app->add_option("--cpus", options->placement.cpus, "CPUs to run on, as 0-15,32-47");
   app->add_option("--numa_node", options->placement.numa_node,
-                  "NUMA node whose CPUs and memory to use");
+                  "NUMA node whose CPUs and memory to use")
+      ->check(CLI::Range(0, 1023));
   app->add_option("--drain_seconds", options->drain_seconds,
-                  "Time to finish what was accepted before a stop")
+                  "How long SIGTERM lets accepted work run")
+      ->check(CLI::Range(0.0, limits::kMaxDrainSeconds))
       ->capture_default_str();
   app->add_option(
          "--shared_memory", options->shared_memory,
@@ -130,36 +137,16 @@ std::vector<FlagGroup> Groups() {
           {"Logs", {"--log_level", "--log_format"}}};
 }
 
-bool ByIndex(const ShardOptions& options) {
-  return options.shard_index >= 0 || options.num_shards != 0;
-}
-
 absl::StatusOr<std::vector<int>> ChooseExperts(const ShardOptions& options,
                                                const Qwen3Config& config) {
   if (config.num_experts == 0) {
     return absl::InvalidArgumentError(
         absl::StrCat(options.model, " is a dense model: its worker needs no expert shard"));
   }
-  if (!ByIndex(options)) return ParseExpertList(options.experts, config.num_experts);
-  if (options.num_shards < 1 || options.num_shards > config.num_experts) {
-    return errors::OutOfRange("--num_shards", options.num_shards,
-                              absl::StrCat("1..", config.num_experts));
-  }
-  if (options.shard_index < 0 || options.shard_index >= options.num_shards) {
-    return errors::OutOfRange("--shard_index", options.shard_index,
-                              absl::StrCat("0..", options.num_shards - 1));
-  }
-  return ExpertsOfShard(config.num_experts, options.num_shards, options.shard_index);
+  return ChosenExperts(options.experts, config.num_experts);
 }
 
 absl::Status CheckDeviceFlags(const ShardOptions& options) {
-  if (options.load_format != "auto" && options.load_format != "dummy") {
-    return errors::OutOfRange("--load_format", options.load_format, "auto or dummy");
-  }
-  if (!(options.gpu_memory_utilization > 0 && options.gpu_memory_utilization <= 1)) {
-    return errors::OutOfRange("--gpu_memory_utilization", options.gpu_memory_utilization,
-                              "above 0, at most 1");
-  }
   if (options.device == "cpu") {
     if (options.load_format == "auto") return absl::OkStatus();
     return absl::InvalidArgumentError(
@@ -180,16 +167,19 @@ std::vector<absl::Status> CheckFlags(const ShardOptions& options) {
       ForFlag("--listen", CheckListenAddress(options.listen)),
       ForFlag("--metrics_listen", ParseHostPort(options.metrics_listen).status()),
       ForFlag("--cpu_isa", ParseCpuIsa(options.cpu_isa).status()),
+      ForFlag("--device", CheckDeviceName(options.device)),
+      ForFlag("--cpus or --numa_node", CheckPlacement(options.placement)),
       ChooseTransports(options.expert_transport, options.shared_memory).status()};
-  if (ByIndex(options) == !options.experts.empty()) {
+  for (absl::Status& wrong : CheckExpertChoice(options.experts, "--experts")) {
+    found.push_back(std::move(wrong));
+  }
+  if (!options.experts.IsGiven()) {
     found.push_back(
         absl::InvalidArgumentError("want either --experts or both --shard_index and --num_shards"));
   }
-  if (options.threads < 0 || options.threads > 1024) {
-    found.push_back(errors::OutOfRange("--threads", options.threads, "0..1024"));
-  }
-  if (!(options.drain_seconds >= 0 && options.drain_seconds <= 3600)) {
-    found.push_back(errors::OutOfRange("--drain_seconds", options.drain_seconds, "0..3600"));
+  if (options.tls_cert_file.empty() != options.tls_key_file.empty()) {
+    found.push_back(
+        absl::InvalidArgumentError("want both --tls_cert_file and --tls_key_file, or neither"));
   }
   found.push_back(CheckDeviceFlags(options));
   return found;

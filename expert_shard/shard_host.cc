@@ -19,7 +19,10 @@ uint64_t NewPlacementEpoch() {
 
 ShardHost::ShardHost(Metrics* metrics, const Qwen3Config& config, bool shared_memory,
                      NcclTransport* nccl)
-    : config_(config), metrics_(metrics, config), service_(&metrics_, shared_memory, nccl) {}
+    : config_(config),
+      placement_epoch_(NewPlacementEpoch()),
+      metrics_(metrics, config),
+      service_(&metrics_, shared_memory, nccl) {}
 
 ShardHost::~ShardHost() {
   if (batcher_ != nullptr) batcher_->Stop();
@@ -29,9 +32,9 @@ void ShardHost::Serve(const std::string& model_name, const std::string& fingerpr
                       std::unique_ptr<ExpertRunner> runner) {
   runner_ = std::move(runner);
   batcher_ = std::make_unique<TokenBatcher>(runner_.get(), &metrics_);
-  const uint64_t epoch = NewPlacementEpoch();
-  service_.Activate(MakeShardDescription(model_name, config_, fingerprint, *runner_, epoch),
-                    DispatchRules(config_, runner_->expert_ids(), epoch), batcher_.get());
+  service_.Activate(
+      MakeShardDescription(model_name, config_, fingerprint, *runner_, placement_epoch_),
+      DispatchRules(config_, runner_->expert_ids(), placement_epoch_), batcher_.get());
 }
 
 }  // namespace conclave

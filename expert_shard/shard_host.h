@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -25,8 +26,11 @@ class ShardHost {
   // To be served from the start: until Serve, it answers that it is loading.
   grpc::Service* service() { return &service_; }
 
-  // The experts are loaded. `fingerprint` is the checkpoint's. Under an epoch that no earlier start
-  // had, so that a worker notices that this is another process than before. Call once.
+  // What it describes itself with: an epoch that no earlier start and no other process has, so that
+  // a worker notices that this is another process than before, or that it is its own.
+  uint64_t placement_epoch() const { return placement_epoch_; }
+
+  // The experts are loaded. `fingerprint` is the checkpoint's. Call once.
   void Serve(const std::string& model_name, const std::string& fingerprint,
              std::unique_ptr<ExpertRunner> runner);
 
@@ -35,6 +39,7 @@ class ShardHost {
 
  private:
   const Qwen3Config config_;
+  const uint64_t placement_epoch_;
   ShardMetrics metrics_;
   std::unique_ptr<ExpertRunner> runner_;
   std::unique_ptr<TokenBatcher> batcher_;

@@ -18,10 +18,6 @@ namespace conclave {
 // another word, or "fp8" for a checkpoint that is not.
 absl::StatusOr<WeightDtype> ChooseWeightDtype(absl::string_view flag, const Qwen3Config& config);
 
-// How lm_head is kept: as the others, but in no less than 8 bits. An error there falls on every
-// logit directly, with no later layer to average it out.
-WeightDtype LmHeadDtype(WeightDtype dtype);
-
 // ModelInfo.fingerprint of a process that keeps the weights so: the checkpoint's own, and another
 // for quantized weights, which give other tokens. Processes with equal ones may serve one request.
 // FP8 gives the bits of BF16.
@@ -39,10 +35,5 @@ struct MatrixPart {
 absl::StatusOr<PackedMatrix> LoadPacked(const Checkpoint& checkpoint,
                                         absl::Span<const MatrixPart> parts, int64_t cols,
                                         WeightDtype dtype, ThreadPool* pool);
-
-// Memory that LoadPacked takes for the matrices of a worker (all but the experts; the gate and
-// embed_tokens in BF16) and for `num_experts` experts of every sparse layer.
-int64_t PackedWorkerBytes(const Qwen3Config& config, WeightDtype dtype);
-int64_t PackedExpertBytes(const Qwen3Config& config, int num_experts, WeightDtype dtype);
 
 }  // namespace conclave

@@ -1,6 +1,8 @@
 #include "kernels/device.h"
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
@@ -83,6 +85,18 @@ absl::StatusOr<CpuIsa> ParseCpuIsa(absl::string_view name) {
   return absl::InvalidArgumentError(absl::StrCat(
       "isa is \"", name,
       "\", want \"auto\", \"plain\", \"avx2\", \"avx512\", \"avx512_bf16\" or \"amx\""));
+}
+
+absl::Status CheckDeviceName(absl::string_view name) {
+  absl::string_view number = name;
+  int ordinal = 0;
+  if (name == "cpu" || name == "cuda" ||
+      (absl::ConsumePrefix(&number, "cuda:") && absl::SimpleAtoi(number, &ordinal) &&
+       ordinal >= 0)) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("device is \"", name, "\", want \"cpu\", \"cuda\" or \"cuda:N\""));
 }
 
 }  // namespace conclave

@@ -19,6 +19,9 @@ CpuIsa DetectCpuIsa();
 absl::StatusOr<CpuIsa> ParseCpuIsa(absl::string_view name);
 absl::string_view CpuIsaName(CpuIsa isa);
 
+// InvalidArgument unless --device is "cpu", "cuda" or "cuda:N". Whether it is there is not asked.
+absl::Status CheckDeviceName(absl::string_view name);
+
 // Where ops run: the chosen instruction set and the threads. Cheap to copy; `pool` is borrowed.
 struct Device {
   CpuIsa isa = CpuIsa::kPlain;

@@ -7,7 +7,7 @@
 #include "absl/types/span.h"
 #include "common/bfloat16.h"
 #include "common/thread_pool.h"
-#include "kernels/weight_dtype.h"
+#include "common/weight_dtype.h"
 
 namespace conclave {
 

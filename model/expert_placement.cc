@@ -7,6 +7,7 @@
 #include "common/check.h"
 #include "common/errors.h"
 #include "common/id_list.h"
+#include "common/limits.h"
 
 namespace conclave {
 
@@ -26,6 +27,42 @@ absl::StatusOr<std::vector<int>> ParseExpertList(absl::string_view text, int num
 }
 
 std::string FormatExpertList(absl::Span<const int> experts) { return FormatIdList(experts); }
+
+std::vector<absl::Status> CheckExpertChoice(const ExpertChoice& choice,
+                                            absl::string_view list_flag) {
+  std::vector<absl::Status> wrong;
+  if (choice.ByIndex() && !choice.list.empty()) {
+    wrong.push_back(absl::InvalidArgumentError(
+        absl::StrCat("want either ", list_flag, " or both --shard_index and --num_shards")));
+  }
+  if (!choice.list.empty()) {
+    const absl::Status list = ParseExpertList(choice.list, limits::kMaxExperts).status();
+    if (!list.ok()) {
+      wrong.push_back(
+          absl::InvalidArgumentError(absl::StrCat(list_flag, ": ", std::string(list.message()))));
+    }
+  }
+  if (choice.ByIndex() && choice.num_shards < 1) {
+    wrong.push_back(errors::OutOfRange("--num_shards", choice.num_shards, "1 or more"));
+  } else if (choice.ByIndex() &&
+             (choice.shard_index < 0 || choice.shard_index >= choice.num_shards)) {
+    wrong.push_back(errors::OutOfRange("--shard_index", choice.shard_index,
+                                       absl::StrCat("0..", choice.num_shards - 1)));
+  }
+  return wrong;
+}
+
+absl::StatusOr<std::vector<int>> ChosenExperts(const ExpertChoice& choice, int num_experts) {
+  if (!choice.ByIndex()) return ParseExpertList(choice.list, num_experts);
+  if (choice.num_shards < 1 || choice.num_shards > num_experts) {
+    return errors::OutOfRange("--num_shards", choice.num_shards, absl::StrCat("1..", num_experts));
+  }
+  if (choice.shard_index < 0 || choice.shard_index >= choice.num_shards) {
+    return errors::OutOfRange("--shard_index", choice.shard_index,
+                              absl::StrCat("0..", choice.num_shards - 1));
+  }
+  return ExpertsOfShard(num_experts, choice.num_shards, choice.shard_index);
+}
 
 absl::StatusOr<ExpertPlacement> ExpertPlacement::Make(int num_experts,
                                                       absl::Span<const ShardExperts> shards) {

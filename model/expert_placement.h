@@ -21,6 +21,23 @@ absl::StatusOr<std::vector<int>> ParseExpertList(absl::string_view text, int num
 // The shortest text that ParseExpertList reads back as `experts` (ascending, distinct).
 std::string FormatExpertList(absl::Span<const int> experts);
 
+// Which experts a process is to host, as its flags say it: a list, or a place among num_shards.
+struct ExpertChoice {
+  std::string list = {};  // as ParseExpertList reads it
+  int shard_index = -1;   // with num_shards, instead of a list: as ExpertsOfShard divides them
+  int num_shards = 0;
+
+  bool ByIndex() const { return shard_index >= 0 || num_shards != 0; }
+  bool IsGiven() const { return ByIndex() || !list.empty(); }
+};
+// InvalidArgument for all that is wrong with a choice whatever the model: two ways at once, a list
+// that is none, an index that is no shard's. `list_flag` is the name of the list's flag.
+std::vector<absl::Status> CheckExpertChoice(const ExpertChoice& choice,
+                                            absl::string_view list_flag);
+// InvalidArgument: what ParseExpertList refuses, or a number out of range. Requires a list or an
+// index, and not both.
+absl::StatusOr<std::vector<int>> ChosenExperts(const ExpertChoice& choice, int num_experts);
+
 // What one shard says it owns; the same experts in every sparse layer.
 struct ShardExperts {
   int shard_idx = 0;  // the caller's own number for the shard

@@ -51,6 +51,21 @@ int64_t ExpertParameters(const Qwen3Config& config) {  // gate_proj, up_proj and
   return int64_t{3} * config.hidden_size * config.moe_intermediate_size;
 }
 
+// Kept as BF16 whatever is asked: the gate, because an error that swaps two experts changes the
+// whole output, and it is less than a hundredth of the weights.
+bool StaysBf16(const WeightSpec& spec) {
+  return spec.shape.size() != 2 || spec.name == kEmbedTokensName ||
+         absl::EndsWith(spec.name, ".mlp.gate.weight");
+}
+
+int64_t PackedBytes(const WeightSpec& spec, WeightDtype dtype) {
+  if (spec.shape.size() == 1) return spec.shape[0] * static_cast<int64_t>(sizeof(float));
+  const WeightDtype kept = StaysBf16(spec) || (dtype == WeightDtype::kFp8 && !spec.quantized)
+                               ? WeightDtype::kBf16
+                               : dtype;
+  return static_cast<int64_t>(WeightBytes(kept, spec.shape[0], spec.shape[1]));
+}
+
 std::string Gigabytes(int64_t bytes) {
   return absl::StrFormat("%.2f GB", static_cast<double>(bytes) / 1e9);
 }
@@ -106,6 +121,37 @@ BytesByKind StoredWeightBytes(const Qwen3Config& config) {
     bytes.one_expert = bytes.experts / std::max(1, config.NumSparseLayers() * config.num_experts);
   }
   return bytes;
+}
+
+WeightDtype CheckpointDtype(const Qwen3Config& config) {
+  return config.quantization == WeightQuantization::kFp8Block128 ? WeightDtype::kFp8
+                                                                 : WeightDtype::kBf16;
+}
+
+WeightDtype LmHeadDtype(WeightDtype dtype) {
+  return dtype == WeightDtype::kInt4 ? WeightDtype::kInt8 : dtype;
+}
+
+BytesByKind PackedWeightBytes(const Qwen3Config& config, WeightDtype dtype) {
+  BytesByKind bytes;
+  for (const WeightSpec& spec : WeightCatalog(config)) {
+    if (spec.owner != WeightOwner::kWorker) continue;
+    const bool lm_head = spec.name == kLmHeadName;
+    *KindOf(spec, bytes) += PackedBytes(spec, lm_head ? LmHeadDtype(dtype) : dtype);
+  }
+  const WeightDtype head = dtype == WeightDtype::kFp8 ? WeightDtype::kBf16 : LmHeadDtype(dtype);
+  bytes.lm_head = static_cast<int64_t>(WeightBytes(head, config.vocab_size, config.hidden_size));
+  if (config.tie_word_embeddings) bytes.embeddings += bytes.lm_head;
+  if (config.num_experts == 0) return bytes;
+  const int64_t width = config.moe_intermediate_size, hidden = config.hidden_size;
+  bytes.one_expert = static_cast<int64_t>(WeightBytes(dtype, 2 * width, hidden) +
+                                          WeightBytes(dtype, hidden, width));
+  bytes.experts = bytes.one_expert * config.NumSparseLayers() * config.num_experts;
+  return bytes;
+}
+
+int64_t PackedExpertBytes(const Qwen3Config& config, int num_experts, WeightDtype dtype) {
+  return PackedWeightBytes(config, dtype).one_expert * config.NumSparseLayers() * num_experts;
 }
 
 int64_t KvBytesPerToken(const Qwen3Config& config) {

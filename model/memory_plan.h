@@ -5,6 +5,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/weight_dtype.h"
 #include "model/qwen3_config.h"
 
 namespace conclave {
@@ -35,6 +36,18 @@ struct BytesByKind {
   int64_t Total() const { return Worker() + experts; }
 };
 BytesByKind StoredWeightBytes(const Qwen3Config& config);
+
+// What the checkpoint has its projections in: kFp8 or kBf16.
+WeightDtype CheckpointDtype(const Qwen3Config& config);
+// How lm_head is kept: as the others, but in no less than 8 bits. An error there falls on every
+// logit directly, with no later layer to average it out.
+WeightDtype LmHeadDtype(WeightDtype dtype);
+// The same as processes on a CPU keep them (WeightBytes, padding included): matrices as `dtype`,
+// but gates, embed_tokens and what an FP8 checkpoint has not as FP8 in BF16; norms in FP32. A tied
+// lm_head is there once more. kFp8 for an FP8 checkpoint only.
+BytesByKind PackedWeightBytes(const Qwen3Config& config, WeightDtype dtype);
+// Of that, num_experts experts of every sparse layer.
+int64_t PackedExpertBytes(const Qwen3Config& config, int num_experts, WeightDtype dtype);
 
 // 2 (K and V) * layers * num_key_value_heads * head_dim * 2 bytes.
 int64_t KvBytesPerToken(const Qwen3Config& config);

@@ -8,6 +8,23 @@
 #include "common/trace_context.h"
 
 namespace conclave {
+namespace {
+
+// Why we failed. What refuses a value may quote what the client wrote, and stays at debug.
+std::string ReasonToLog(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kInternal:
+    case absl::StatusCode::kDataLoss:
+    case absl::StatusCode::kDeadlineExceeded:
+    case absl::StatusCode::kResourceExhausted:
+      return std::string(status.message());
+    default:
+      return "";
+  }
+}
+
+}  // namespace
 
 InflightRequest::InflightRequest(Info info, std::unique_ptr<RequestEvents> events,
                                  RouterMetrics* metrics)
@@ -188,13 +205,13 @@ void InflightRequest::EndWith(absl::Status status) {
   status_ = std::move(status);
   metrics_->CountRequest(info_.method, status_.code());
   if (forget_ != nullptr) std::exchange(forget_, nullptr)();
-  // Not the status's message: one that refuses a value may quote what the client wrote.
   LogEvent(
       "request finished",
       {{"request_id", info_.id},
        {"trace_id", TraceId(info_.traceparent)},
        {"method", info_.method},
        {"outcome", OutcomeLabel(status_.code())},
+       {"reason", ReasonToLog(status_)},
        {"seconds", absl::StrFormat("%.3f", absl::ToDoubleSeconds(absl::Now() - info_.arrival))}});
   LOG_DEBUG("{} ended with {}", info_.id, status_.ToString());
 }

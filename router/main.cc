@@ -71,7 +71,8 @@ void DefineFlags(CLI::App& app, Flags* flags) {
   app.add_option("--model_name", flags->model.model_name,
                  "Name clients ask for (default: the directory's)");
   app.add_option("--chat_template", flags->model.chat_template,
-                 "auto, qwen3, instruct-2507 or thinking-2507")
+                 "How messages become a prompt; auto: as the checkpoint says")
+      ->check(CLI::IsMember({"auto", "qwen3", "instruct-2507", "thinking-2507"}))
       ->capture_default_str();
   app.add_option("--default_mode", flags->default_mode,
                  "Thinking mode of requests that do not say: thinking or off")
@@ -116,7 +117,7 @@ void DefineFlags(CLI::App& app, Flags* flags) {
       ->capture_default_str();
   app.add_option("--drain_seconds", flags->drain_seconds,
                  "How long requests in flight may go on after SIGTERM")
-      ->check(CLI::Range(0.0, 86400.0))
+      ->check(CLI::Range(0.0, limits::kMaxDrainSeconds))
       ->capture_default_str();
   app.add_option("--log_level", flags->log_level, "debug, info, warning or error")
       ->capture_default_str();
@@ -256,7 +257,11 @@ int main(int argc, char** argv) {
         conclave::InitLog("router", flags.log_level, flags.log_format),
         conclave::ForFlag("--workers", conclave::CheckTargets(flags.pool.targets)),
         conclave::ForFlag("--listen", conclave::CheckListenAddress(flags.listen)),
-        conclave::ForFlag("--http_listen", conclave::ParseHostPort(flags.http_listen).status())};
+        conclave::ForFlag("--http_listen", conclave::ParseHostPort(flags.http_listen).status()),
+        conclave::ForFlag("--budget_ceilings",
+                          flags.budget_ceilings_file.empty()
+                              ? absl::OkStatus()
+                              : conclave::LoadBudgetCeilings(flags.budget_ceilings_file).status())};
   };
   const std::optional<int> end = conclave::ParseFlags(app, "conclave-router", "CONCLAVE_ROUTER",
                                                       conclave::Groups(), check, argc, argv);

@@ -1,7 +1,6 @@
 #include "router/router_metrics.h"
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/str_cat.h"
 #include "rpc/thinking_names.h"
 
 namespace conclave {
@@ -87,18 +86,18 @@ void RouterMetrics::CountPrefillAhead(PrefillAheadOutcome outcome) {
 }
 
 void RouterMetrics::CountTokens(const v1::Usage& usage, uint32_t forced, absl::string_view mode) {
-  const auto count = [&](absl::string_view kind, absl::string_view help, uint32_t tokens) {
-    metrics_
-        ->Counter(absl::StrCat("conclave_router_", kind, "_tokens_total"), help,
-                  {{"mode", std::string(mode)}})
-        .Increment(tokens);
+  const auto count = [&](absl::string_view name, absl::string_view help, uint32_t tokens) {
+    metrics_->Counter(name, help, {{"mode", std::string(mode)}}).Increment(tokens);
   };
-  count("prompt", "Tokens of prompts", usage.prompt_tokens());
-  count("cached_prompt", "Tokens of prompts found in a prefix cache", usage.cached_prompt_tokens());
-  count("thinking", "Tokens inside thinking, forced ones among them", usage.thinking_tokens());
-  count("forced", "Tokens of early-stop texts", forced);
-  count("answer", "Tokens of answers", usage.answer_tokens());
-  count("tool_call", "Tokens of tool calls, which are answers' too", usage.tool_call_tokens());
+  count("conclave_router_prompt_tokens_total", "Tokens of prompts", usage.prompt_tokens());
+  count("conclave_router_cached_prompt_tokens_total", "Tokens of prompts found in a prefix cache",
+        usage.cached_prompt_tokens());
+  count("conclave_router_thinking_tokens_total", "Tokens inside thinking, forced ones among them",
+        usage.thinking_tokens());
+  count("conclave_router_forced_tokens_total", "Tokens of early-stop texts", forced);
+  count("conclave_router_answer_tokens_total", "Tokens of answers", usage.answer_tokens());
+  count("conclave_router_tool_call_tokens_total", "Tokens of tool calls, which are answers' too",
+        usage.tool_call_tokens());
 }
 
 prometheus::Counter& RouterMetrics::ThinkingEnded(v1::ThinkingEnd end) {

@@ -335,6 +335,10 @@ void WorkerPool::OnDescribed(int worker_idx, absl::Time asked, const absl::Statu
     if (status.ok()) {
       worker.description = description;
       error = WhyUnusable(worker);
+    } else {  // what it said of itself and its shards is of before
+      worker.description.set_ready(false);
+      worker.description.clear_reason();
+      worker.description.clear_shards();
     }
     worker.other_model = status.ok() && description.ready() && !WhyOtherModel(worker).empty();
     SetUp(worker, status.ok() && error.empty(), error);

@@ -99,7 +99,6 @@ class DnsResolver final : public NameResolver {
     std::sort(addresses.begin(), addresses.end());
     addresses.erase(std::unique(addresses.begin(), addresses.end()), addresses.end());
     if (addresses.empty()) return ToStatus(target, ARES_ENODATA);
-    if (addresses.size() > limits::kMaxPeersOfName) addresses.resize(limits::kMaxPeersOfName);
     return std::move(addresses);
   }
 

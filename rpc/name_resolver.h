@@ -31,7 +31,7 @@ class NameResolver {
   virtual ~NameResolver() = default;
 
   // The addresses of a DnsTarget as gRPC targets, "10.0.0.7:50051" or "[fd00::7]:50051": rising,
-  // distinct, not empty, at most limits::kMaxPeersOfName. Blocks, at most until the deadline.
+  // distinct, not empty; as many as fit into a DNS message. Blocks, at most until the deadline.
   // Errors: InvalidArgument, NotFound (no such name, or no address), DeadlineExceeded, Unavailable.
   virtual absl::StatusOr<std::vector<std::string>> Resolve(const std::string& target,
                                                            absl::Time deadline) = 0;

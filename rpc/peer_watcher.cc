@@ -13,7 +13,8 @@ PeerWatcher::PeerWatcher(Options options)
     : options_(std::move(options)),
       resolver_(options_.resolver != nullptr ? options_.resolver : MakeDnsResolver()),
       addresses_(options_.targets.size()),
-      errors_(options_.targets.size()) {
+      errors_(options_.targets.size()),
+      left_out_(options_.targets.size()) {
   for (size_t i = 0; i < options_.targets.size(); ++i) {
     if (IsDnsTarget(options_.targets[i])) {
       errors_[i] = absl::UnavailableError("the name is not resolved yet");
@@ -65,6 +66,7 @@ void PeerWatcher::Resolve(size_t target_idx) {
   std::vector<std::string>& known = addresses_[target_idx];
   absl::Status& error = errors_[target_idx];
   if (addresses.ok() && !addresses->empty()) {
+    Cut(target_idx, *addresses);
     if (*addresses != known) LOG_INFO("{} is {}", target, absl::StrJoin(*addresses, ", "));
     known = *std::move(addresses);
     error = absl::OkStatus();
@@ -72,6 +74,18 @@ void PeerWatcher::Resolve(size_t target_idx) {
     if (addresses.status() != error) LOG_WARNING("{}", addresses.status().ToString());
     error = addresses.status();
   }
+}
+
+void PeerWatcher::Cut(size_t target_idx, std::vector<std::string>& addresses) {
+  const size_t all = addresses.size();
+  const size_t left_out = all - std::min(all, limits::kMaxPeersOfName);
+  if (left_out > 0) addresses.resize(limits::kMaxPeersOfName);
+  // Once, not every few seconds.
+  if (left_out > 0 && left_out != left_out_[target_idx]) {
+    LOG_WARNING("{} has {} addresses, and the first {} are used", options_.targets[target_idx], all,
+                limits::kMaxPeersOfName);
+  }
+  left_out_[target_idx] = left_out;
 }
 
 void PeerWatcher::ThreadMain() {

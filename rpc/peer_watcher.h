@@ -26,7 +26,8 @@ struct Peer {
 // a peer; any other target is one peer, and stays. Names are resolved on a thread of this, every
 // `refresh`, and soon when someone says that a peer is lost or while a name has no address yet. An
 // answer replaces the one before. No answer, or an empty one, changes nothing: that a name server
-// knows nothing is no reason to leave peers that may be well.
+// knows nothing is no reason to leave peers that may be well. Of a name, limits::kMaxPeersOfName
+// addresses are used, and a warning tells of the rest.
 class PeerWatcher {
  public:
   struct Options {
@@ -58,6 +59,8 @@ class PeerWatcher {
  private:
   void ThreadMain();
   void Resolve(size_t target_idx);
+  // To limits::kMaxPeersOfName, saying so when that is news.
+  void Cut(size_t target_idx, std::vector<std::string>& addresses);
   Found List() const;
   bool LookNow() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return look_again_ || stopping_; }
 
@@ -67,6 +70,7 @@ class PeerWatcher {
   // The thread's, once it runs. Per target:
   std::vector<std::vector<std::string>> addresses_;
   std::vector<absl::Status> errors_;
+  std::vector<size_t> left_out_;  // addresses past the bound, when last looked at
 
   absl::Mutex mutex_;
   bool look_again_ ABSL_GUARDED_BY(mutex_) = false;

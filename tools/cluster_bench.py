@@ -13,55 +13,24 @@ token. Every process that is started is stopped, on Ctrl-C too. Standard library
 import argparse
 import json
 import pathlib
-import re
 import signal
 import statistics
 import subprocess
-import time
+
+from running_cluster import RunningCluster
 
 TOPOLOGIES = {True: [(1, 0), (1, 2), (2, 2)], False: [(1, 0), (2, 0)]}
 SEQUENCES = 16
 PREFILL_TOKENS = 512
 
 
-class Cluster:
-    """A running `conclave up`, stopped at the end of a with block."""
+class Cluster(RunningCluster):
+    """A cluster and the load that is put on it."""
 
     def __init__(self, args, model, workers, shards):
-        self.args, self.name = args, f"{workers}+{shards}"
-        began = time.monotonic()
-        # A session of its own: a Ctrl-C reaches this script alone, which stops the cluster once.
-        self.process = subprocess.Popen(
-            [args.bin / "conclave", "up", "--model", model, "--workers", str(workers),
-             "--shards", str(shards), "--threads", str(args.threads), "--log_level", "error",
-             "--kv_cache_tokens", "16384"],
-            stdout=subprocess.PIPE, text=True, start_new_session=True)
-        try:
-            self.endpoint = self._await_ready()
-        except BaseException:
-            self.stop()
-            raise
-        self.ready_seconds = time.monotonic() - began
-
-    def _await_ready(self):
-        endpoint = None
-        for line in self.process.stdout:
-            match = re.match(r"router +gRPC (\S+)", line)
-            if match:
-                endpoint = match[1]
-            if line.startswith("Conclave is ready"):
-                return endpoint
-        raise SystemExit(f"the cluster did not start: exit code {self.process.wait()}")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.stop()
-
-    def stop(self):
-        self.process.terminate()
-        self.process.communicate()
+        super().__init__(args.bin, model, f"{workers}+{shards}", args.threads,
+                         "--kv_cache_tokens", "16384")
+        self.args = args
 
     def bench(self, concurrency, input_len, output_len, seed):
         """One run of `conclave bench`: `concurrency` requests at once."""

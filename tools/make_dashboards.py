@@ -52,8 +52,9 @@ FAILURES = 'outcome=~"internal|unavailable|data_loss|unknown|deadline_exceeded"'
 
 
 def share(part, whole):
-    """`or 0 * whole`: a share of nothing yet is 0, not a gap."""
-    return f"({part} or 0 * {whole}) / {whole}"
+    """`or 0 * whole`: a part that was never seen, and a share of nothing while all is idle, are 0 and
+    not a gap."""
+    return f"({part} or 0 * {whole}) / ({whole} > 0) or 0 * {whole}"
 
 
 SERVING = [
@@ -121,6 +122,7 @@ SERVING = [
               [(f"sum (increase(conclave_router_failovers_total{{{PER}}}[1h]))", "failovers")]),
         panel("Drains", "Processes told to stop, in an hour.", "short",
               [(f"sum (increase(conclave_router_drains_total{{{PER}}}[1h]))", "router"),
+               (f"sum (increase(conclave_worker_drains_total{{{PER}}}[1h]))", "worker"),
                (f"sum (increase(conclave_shard_drains_total{{{PER}}}[1h]))", "shard")]),
     ]),
 ]
@@ -178,6 +180,19 @@ THINKING = [
               quantiles("conclave_shard_batch_rows", [0.5], "instance")),
         panel("Shard queue", "Dispatches that wait in a shard.", "short",
               [(gauge("conclave_shard_queue_frames", by="instance"), "{{instance}}")]),
+        panel("Split steps", "Share of the steps whose attention and experts overlap, in two "
+              "micro-batches (--micro_batch).", "percentunit",
+              [(share(rate("conclave_worker_split_steps_total"),
+                      rate("conclave_worker_steps_total")), "split")]),
+        panel("Dispatches in a batch", "Dispatches that a shard merged into a batch; the mean is "
+              "above 1 where several workers meet.", "short",
+              [(rate("conclave_shard_batch_dispatches_sum", "instance") + " / "
+                + rate("conclave_shard_batch_dispatches_count", "instance"), "{{instance}}")]),
+        panel("Ways to shards", "Workers of each shard: all, and those that reach it through shared "
+              "memory or over NCCL; the others' rows go over gRPC.", "short",
+              [(gauge("conclave_shard_streams"), "all"),
+               (gauge("conclave_shard_shared_memory_workers"), "shared memory"),
+               (gauge("conclave_shard_nccl_workers"), "NCCL")]),
     ]),
     ("KV cache", [
         panel("KV blocks used", "Share of each worker's blocks.", "percentunit",

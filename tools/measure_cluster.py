@@ -16,38 +16,22 @@ import argparse
 import concurrent.futures
 import pathlib
 import re
-import signal
 import statistics
 import subprocess
 import time
 import urllib.request
 
+from running_cluster import RunningCluster
 
-class Cluster:
+
+class Cluster(RunningCluster):
+    """A cluster whose prompts are sent again and again, so without a prefix cache."""
+
     def __init__(self, args, name):
-        self.args, self.name = args, name
-        size, _, way = name.partition("/")
-        workers, shards = size.split("+")
-        began = time.monotonic()
-        self.metrics = []
-        self.process = subprocess.Popen(
-            [args.bin / "conclave", "up", "--model", args.model, "--workers", workers,
-             "--shards", shards, "--threads", str(args.threads), "--log_level", "error",
-             "--shared_memory", "off" if way == "grpc" else "auto",
-             "--kv_cache_tokens", str(args.kv_cache_tokens),
-             "--prefix_cache", "false",  # the same prompts are sent again and again
-             *args.up_flags],
-            stdout=subprocess.PIPE, text=True)
-        for line in self.process.stdout:
-            match = re.match(r"(\S+) +gRPC (\S+).*metrics (\S+)", line)
-            if match and match[1] == "router":
-                self.endpoint = match[2]
-            elif match:
-                self.metrics.append(match[3])
-            if line.startswith("Conclave is ready"):
-                self.ready_seconds = time.monotonic() - began
-                return
-        raise SystemExit(f"cluster {name} did not start: exit code {self.process.wait()}")
+        super().__init__(args.bin, args.model, name, args.threads,
+                         "--kv_cache_tokens", str(args.kv_cache_tokens),
+                         "--prefix_cache", "false", *args.up_flags)
+        self.args = args
 
     def seconds(self, prompt, new_tokens, concurrency=1):
         """Wall time of `concurrency` equal requests with different prompts, sent together."""
@@ -80,10 +64,6 @@ class Cluster:
                 if re.match(name + r"[ {]", line):
                     total += float(line.rsplit(" ", 1)[1])
         return total
-
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait()
 
 
 def median(repeat, measure):

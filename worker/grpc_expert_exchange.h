@@ -35,6 +35,9 @@ struct GrpcExpertExchangeOptions {
   Qwen3Config config;
   // Run by the caller itself, on its device: neither missing nor sent, their rows stay null.
   std::vector<int> experts_in_place;
+  // Of the shard that this process serves itself, 0 if none: it may be among `shards`, and is left
+  // alone, since its experts are at hand without a frame.
+  uint64_t own_placement_epoch = 0;
   // A layer whose experts nobody serves waits this long for a shard to return.
   absl::Duration shard_wait = limits::kDefaultShardWait;
   absl::Duration dispatch_timeout = limits::kDispatchTimeout;
@@ -136,6 +139,8 @@ class GrpcExpertExchange final : public OverlappingExchange {
   bool Transmit(const ExpertBatch& batch, int shard_idx, const v1::ExpertDispatch& header,
                 absl::Span<const uint32_t> rows);
   bool IsComputed(const LayerPart& part) const;
+
+  // What comes back, in grpc_expert_exchange_answers.cc.
   absl::Status WaitForNews();
   // Appends what came through shared memory to combines_; true if anything moved.
   bool PollLinks();

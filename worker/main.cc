@@ -5,12 +5,15 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "common/cpu_placement.h"
 #include "common/flags.h"
 #include "common/limits.h"
 #include "common/log.h"
 #include "kernels/device.h"
+#include "model/expert_placement.h"
 #include "rpc/address.h"
 #include "rpc/name_resolver.h"
 #include "rpc/transport_choice.h"
@@ -29,8 +32,8 @@ std::vector<conclave::FlagGroup> Groups() {
   return {{"Model", {"--model"}},
           {"Network", {"--listen", "--metrics_listen"}},
           {"Experts",
-           {"--shards", "--local_experts", "--expert_transport", "--shared_memory",
-            "--nccl_dispatch_dtype", "--micro_batch", "--shard_wait_seconds"}},
+           {"--shards", "--local_experts", "--shard_index", "--num_shards", "--expert_transport",
+            "--shared_memory", "--nccl_dispatch_dtype", "--micro_batch", "--shard_wait_seconds"}},
           {"Compute",
            {"--device", "--threads", "--cpu_isa", "--weight_dtype", "--cpus", "--numa_node",
             "--load_format", "--gpu_memory_utilization", "--programmatic_launch"}},
@@ -55,9 +58,10 @@ int main(int argc, char** argv) {
       "conclave-worker: runs attention and generates tokens for one Qwen3 checkpoint. Experts of a "
       "mixture-of-experts model run inside it, or on the shards named with --shards."};
   app.add_option("--model", options.runtime.model_dir, "Directory of the checkpoint")->required();
-  app.add_option("--listen", options.listen, "gRPC address; port 0 picks a free one")
+  app.add_option("--listen", options.listen, "HOST:PORT of gRPC; port 0 picks a free one")
       ->capture_default_str();
-  app.add_option("--metrics_listen", options.metrics_listen, "Address of /metrics (HTTP)")
+  app.add_option("--metrics_listen", options.metrics_listen,
+                 "HOST:PORT of /metrics (HTTP); port 0 picks a free one")
       ->capture_default_str();
   app.add_option(
          "--shards", options.runtime.shards,
@@ -65,9 +69,14 @@ int main(int argc, char** argv) {
          "of the name's addresses, which is asked for again every 5 seconds; none: experts in "
          "process")
       ->delimiter(',');
-  app.add_option(
-      "--local_experts", options.runtime.local_experts,
-      "Experts to run in process beside --shards, as 0-31,40, and to serve to other workers");
+  conclave::ExpertChoice& local_experts = options.runtime.local_experts;
+  app.add_option("--local_experts", local_experts.list,
+                 "Experts to run in process beside --shards, as 0-31,40, and to serve to other "
+                 "workers; --shards may name this worker too, which leaves itself alone");
+  app.add_option("--shard_index", local_experts.shard_index,
+                 "The same with the experts of this shard of --num_shards");
+  app.add_option("--num_shards", local_experts.num_shards,
+                 "Equal parts that the experts are divided into, in rising order");
   app.add_option("--threads", options.runtime.threads,
                  "Compute threads; 0: one for each CPU it may use")
       ->check(CLI::Range(0, 1024))
@@ -78,18 +87,22 @@ int main(int argc, char** argv) {
   app.add_option("--weight_dtype", options.runtime.weight_dtype,
                  "How weights are kept: auto (as in the checkpoint), bf16, int8 or int4; the same "
                  "as the shards'")
+      ->check(CLI::IsMember({"auto", "bf16", "fp8", "int8", "int4"}))
       ->capture_default_str();
   app.add_option("--cpus", options.placement.cpus, "CPUs to run on, as 0-15,32-47");
   app.add_option("--numa_node", options.placement.numa_node,
-                 "NUMA node whose CPUs and memory to use");
+                 "NUMA node whose CPUs and memory to use")
+      ->check(CLI::Range(0, 1023));
   app.add_option("--device", options.runtime.device,
                  "Where the model runs: cpu, cuda or cuda:N (the N-th GPU)")
       ->capture_default_str();
   app.add_option("--load_format", options.runtime.load_format,
                  "auto: the checkpoint; dummy: made-up weights of config.json's shapes, on a GPU")
+      ->check(CLI::IsMember({"auto", "dummy"}))
       ->capture_default_str();
   app.add_option("--gpu_memory_utilization", options.runtime.gpu_memory_utilization,
                  "Share of the GPU's memory for weights, workspace and KV cache")
+      ->check(CLI::Range(0.01, 1.0))
       ->capture_default_str();
   app.add_option(
          "--programmatic_launch", options.runtime.programmatic_launch,
@@ -99,7 +112,7 @@ int main(int argc, char** argv) {
   app.add_option(
          "--kv_cache_tokens", options.runtime.kv_cache_tokens,
          "Tokens the KV cache holds; 0: a quarter of the free memory, on a GPU all that is left")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(int64_t{0}, conclave::limits::kMaxKvCacheTokens))
       ->capture_default_str();
   app.add_option("--max_running", options.runtime.max_running, "Sequences computed at a time")
       ->check(CLI::Range(1, 4096))
@@ -117,7 +130,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--shard_wait_seconds", shard_wait_seconds,
                  "How long requests wait for a lost expert shard before they fail")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(0.0, 3600.0))
       ->capture_default_str();
   app.add_option(
          "--expert_transport", expert_transport,
@@ -145,7 +158,7 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"auto", "off", "on"}))
       ->capture_default_str();
   app.add_option("--drain_seconds", drain_seconds, "How long SIGTERM lets accepted requests run")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(0.0, conclave::limits::kMaxDrainSeconds))
       ->capture_default_str();
   app.add_option("--log_level", log_level, "debug, info, warning or error")->capture_default_str();
   app.add_option("--log_format", log_format, "text for people, json: one object a line")
@@ -157,7 +170,13 @@ int main(int argc, char** argv) {
         conclave::ForFlag("--metrics_listen",
                           conclave::ParseHostPort(options.metrics_listen).status()),
         conclave::ChooseTransports(expert_transport, shared_memory).status(),
-        conclave::ForFlag("--cpu_isa", conclave::ParseCpuIsa(options.runtime.cpu_isa).status())};
+        conclave::ForFlag("--cpu_isa", conclave::ParseCpuIsa(options.runtime.cpu_isa).status()),
+        conclave::ForFlag("--device", conclave::CheckDeviceName(options.runtime.device)),
+        conclave::ForFlag("--cpus or --numa_node", conclave::CheckPlacement(options.placement)),
+        conclave::CheckDeviceFlags(options.runtime)};
+    for (absl::Status& wrong : conclave::CheckExpertChoice(local_experts, "--local_experts")) {
+      checks.push_back(std::move(wrong));
+    }
     for (const std::string& shard : options.runtime.shards) {
       checks.push_back(conclave::ForFlag("--shards", conclave::CheckPeerTarget(shard)));
     }

@@ -264,7 +264,10 @@ void ShardConnection::ThreadMain() {
   while (true) {
     const absl::Time start = absl::Now();
     absl::StatusOr<v1::ShardDescription> description = Describe();
-    if (description.ok()) {
+    const bool own = description.ok() && IsOwn(*description);
+    if (own) {
+      SetOwn();
+    } else if (description.ok()) {
       OpenStream(*description);
       TendLinks();
     } else {
@@ -274,6 +277,7 @@ void ShardConnection::ThreadMain() {
       }
       view_.reason = description.status();
       view_.wrong_model = absl::IsFailedPrecondition(description.status());
+      view_.is_own = false;
     }
     if (!description.ok()) {
       inbox_->NotifyChanged();
@@ -283,9 +287,22 @@ void ShardConnection::ThreadMain() {
     const bool lasted = description.ok() && absl::Now() - start > absl::Seconds(1);
     pause = lasted ? kFirstPause : std::min(2 * pause, kLongestPause);
     absl::MutexLock lock(&mutex_);
-    mutex_.AwaitWithTimeout(absl::Condition(&stopping_), pause);
+    // As a name is: the address may become another process's.
+    mutex_.AwaitWithTimeout(absl::Condition(&stopping_), own ? limits::kNameRefresh : pause);
     if (stopping_) return;
   }
+}
+
+void ShardConnection::SetOwn() {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (view_.is_own) return;
+    view_.is_own = true;
+    view_.wrong_model = false;
+    view_.reason = absl::UnavailableError("it is this worker itself");
+  }
+  LOG_INFO("shard {} is this worker itself", options_.target);
+  inbox_->NotifyChanged();
 }
 
 absl::StatusOr<v1::ShardDescription> ShardConnection::Describe() {
@@ -308,7 +325,13 @@ absl::StatusOr<v1::ShardDescription> ShardConnection::Describe() {
   return description;
 }
 
+bool ShardConnection::IsOwn(const v1::ShardDescription& description) const {
+  return options_.own_placement_epoch != 0 &&
+         description.placement_epoch() == options_.own_placement_epoch;
+}
+
 absl::Status ShardConnection::Check(const v1::ShardDescription& description) const {
+  if (IsOwn(description)) return absl::OkStatus();  // also while it drains
   if (!description.ready()) {
     return absl::UnavailableError("the shard is loading its experts, or draining");
   }
@@ -349,6 +372,7 @@ void ShardConnection::OpenStream(const v1::ShardDescription& description) {
     view_.experts.assign(description.expert_ids().begin(), description.expert_ids().end());
     view_.reason = absl::OkStatus();
     view_.wrong_model = false;
+    view_.is_own = false;
     for (LinkKind& kind : link_kinds_) {
       kind.not_before = absl::InfinitePast();
       kind.next_pause = kind.first_pause;

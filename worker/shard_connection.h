@@ -40,6 +40,7 @@ struct ShardView {
   std::vector<int> experts;  // while up; rising
   absl::Status reason;       // why it is not up
   bool wrong_model = false;  // that is why
+  bool is_own = false;       // that is why: it is this process
 
   Transport transport() const { return link != nullptr ? link_transport : Transport::kGrpc; }
   uint64_t path_id() const { return link != nullptr ? link_id : stream_id; }
@@ -60,6 +61,8 @@ class ShardConnection {
     std::string target;
     std::string fingerprint;   // of the model a shard must have loaded
     std::string weight_dtype;  // of this worker, to say what differs
+    // Of the shard in this process, 0 if there is none: who describes itself so gets no stream.
+    uint64_t own_placement_epoch = 0;
     int num_experts = 0;
     bool shared_memory = true;  // try it
     // Try it with this; null: do not. Borrowed; it outlives the connection.
@@ -117,6 +120,9 @@ class ShardConnection {
 
   void ThreadMain();
   absl::StatusOr<v1::ShardDescription> Describe();
+  // Not up, and nothing to wait for.
+  void SetOwn();
+  bool IsOwn(const v1::ShardDescription& description) const;
   absl::Status Check(const v1::ShardDescription& description) const;
   void OpenStream(const v1::ShardDescription& description);
   void OnStreamEnd(uint64_t stream_id, const absl::Status& reason);

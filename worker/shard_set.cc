@@ -76,6 +76,11 @@ void ShardSet::Leave(Place& place) {
   LOG_INFO("shard {} has left {}", place.connection->target(), options_.targets[place.target_idx]);
   place.leaving = true;
   // Its target has another address, or it would not be said to have left: nobody misses this one.
+  RemoveUpGauge(place);
+}
+
+void ShardSet::RemoveUpGauge(Place& place) {
+  if (place.up == nullptr) return;
   metrics_->RemoveGauge(kUpMetric, {{"shard", Label(place.target_idx, place.nth_of_target)}});
   place.up = nullptr;
 }
@@ -101,7 +106,16 @@ void ShardSet::Join(const Peer& peer) {
   free->target_idx = peer.target_idx;
   free->nth_of_target = nth;
   free->up = &UpGauge(label);
-  free->rows =
+}
+
+void ShardSet::Publish(Place& place, const ShardView& view) {
+  if (place.leaving) return;
+  if (view.is_own) return RemoveUpGauge(place);  // 0 would be taken for a shard that is down
+  const std::string label = Label(place.target_idx, place.nth_of_target);
+  if (place.up == nullptr) place.up = &UpGauge(label);
+  place.up->Set(view.up ? 1 : 0);
+  if (!view.up || place.rows != nullptr) return;
+  place.rows =
       &metrics_->Counter("conclave_worker_shard_rows_total",
                          "(row, expert) pairs by where they were computed", {{"shard", label}});
 }
@@ -109,11 +123,12 @@ void ShardSet::Join(const Peer& peer) {
 std::vector<ShardSet::Shard> ShardSet::Look() {
   absl::MutexLock lock(&mutex_);
   std::vector<Shard> shards;
-  for (const Place& place : places_) {
+  for (Place& place : places_) {
     Shard& shard = shards.emplace_back();
     if (place.connection == nullptr) continue;
-    shard = {place.connection, place.connection->view(), place.leaving, place.rows};
-    if (place.up != nullptr) place.up->Set(shard.view.up ? 1 : 0);
+    const ShardView view = place.connection->view();
+    Publish(place, view);
+    shard = {place.connection, view, place.leaving, place.rows};
   }
   return shards;
 }
@@ -134,6 +149,7 @@ std::vector<v1::ShardState> ShardSet::States() const {
   for (const Place& place : places_) {
     if (place.connection == nullptr || place.leaving) continue;
     const ShardView view = place.connection->view();
+    if (view.is_own) continue;
     v1::ShardState& state = states.emplace_back();
     state.set_target(place.connection->target());
     state.set_up(view.up);

@@ -27,8 +27,8 @@ class ShardSet {
   struct Shard {
     std::shared_ptr<ShardConnection> connection;  // null: the place is free
     ShardView view;
-    bool leaving = false;  // finishes what it has
-    prometheus::Counter* rows = nullptr;
+    bool leaving = false;                 // finishes what it has
+    prometheus::Counter* rows = nullptr;  // once it was up
   };
   struct Options {
     std::vector<std::string> targets;        // as of PeerWatcher
@@ -45,7 +45,8 @@ class ShardSet {
   std::vector<Shard> Look();
   // Why targets without any address have none: "TARGET: why", each.
   std::vector<std::string> Unresolved() const;
-  // For Describe: the shards that have not left, and the targets without any.
+  // For Describe: the shards that have not left, and the targets without any. Without this worker's
+  // own.
   std::vector<v1::ShardState> States() const;
   // Every shard is told of the request with what it is sent next.
   void Announce(const v1::RequestTag& request);
@@ -56,7 +57,7 @@ class ShardSet {
     size_t target_idx = 0;
     size_t nth_of_target = 0;  // with target_idx, the label "shard"
     bool leaving = false;
-    prometheus::Gauge* up = nullptr;
+    prometheus::Gauge* up = nullptr;  // null: nobody misses it
     prometheus::Counter* rows = nullptr;
   };
 
@@ -66,6 +67,9 @@ class ShardSet {
   static std::string Label(size_t target_idx, size_t nth_of_target);
   void Join(const Peer& peer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Leave(Place& place) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Its metrics, by how the shard is.
+  void Publish(Place& place, const ShardView& view) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void RemoveUpGauge(Place& place) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   prometheus::Gauge& UpGauge(const std::string& label);
 
   const Options options_;

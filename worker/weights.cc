@@ -6,6 +6,7 @@
 #include "absl/strings/string_view.h"
 #include "common/status_macros.h"
 #include "expert_shard/weight_loader.h"
+#include "model/memory_plan.h"
 #include "model/weight_catalog.h"
 
 namespace conclave {

@@ -6,8 +6,8 @@
 
 #include "absl/status/statusor.h"
 #include "common/thread_pool.h"
+#include "common/weight_dtype.h"
 #include "kernels/packed_matrix.h"
-#include "kernels/weight_dtype.h"
 #include "model/qwen3_config.h"
 #include "model/safetensors.h"
 #include "model/weight_reader.h"

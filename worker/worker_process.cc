@@ -1,10 +1,12 @@
 #include "worker/worker_process.h"
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <thread>
 
 #include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/status_macros.h"
@@ -67,6 +69,8 @@ absl::Status RunWorkerProcess(const WorkerProcessOptions& options) {
   // The runtime uses the metrics, the service the runtime, the server the service: each is declared
   // after what it uses.
   Metrics metrics;
+  prometheus::Counter& drains =
+      metrics.Counter("conclave_worker_drains_total", "Times this worker was told to stop.");
   ASSIGN_OR_RETURN(const std::unique_ptr<WorkerRuntime> runtime,
                    WorkerRuntime::Open(runtime_options));
   WorkerService service(runtime->model());
@@ -87,7 +91,8 @@ absl::Status RunWorkerProcess(const WorkerProcessOptions& options) {
   PrintListening({{"grpc", server->address()},
                   {"metrics", FormatHostPort(metrics_listen.host, metrics_port)}});
   RETURN_IF_ERROR(runtime->Load(
-      metrics, [](absl::string_view progress) { LOG_INFO("loaded {}", std::string(progress)); }));
+      metrics, [](absl::string_view progress) { LOG_INFO("loaded {}", std::string(progress)); },
+      shard != nullptr ? shard->placement_epoch() : 0));
   if (shard != nullptr) {
     shard->Serve(runtime->model().name(), runtime->fingerprint(), runtime->TakeServedExperts());
   }
@@ -96,10 +101,17 @@ absl::Status RunWorkerProcess(const WorkerProcessOptions& options) {
     ReadinessMonitor monitor(service, *server);
     signals.Wait();
     service.StartDraining();
-    if (shard != nullptr) shard->BeginDrain();
   }
+  const absl::Time end = absl::Now() + options.drain;
+  drains.Increment();
+  server->SetServing(false);
   LOG_INFO("draining for at most {}", absl::FormatDuration(options.drain));
-  server->DrainAndStop(options.drain);
+  // Until its requests are done health and Describe are answered, for the end of a gRPC server
+  // takes its port away at once; and its experts go last: until then requests at other workers run
+  // on as well. A tenth of the time is for the answers to what those have sent.
+  runtime->engine().AwaitIdle(shard != nullptr ? end - options.drain / 10 : end);
+  if (shard != nullptr) shard->BeginDrain();
+  server->DrainAndStop(std::max(absl::Milliseconds(100), end - absl::Now()));
   return absl::OkStatus();
 }
 

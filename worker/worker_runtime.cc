@@ -59,9 +59,10 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> WorkerRuntime::Open(
   ASSIGN_OR_RETURN(runtime->config_, LoadQwen3Config(options.model_dir));
   const Qwen3Config& config = runtime->config_;
   ASSIGN_OR_RETURN(runtime->weight_dtype_, ChooseWeightDtype(options.weight_dtype, config));
-  if (config.num_experts == 0 && !(options.shards.empty() && options.local_experts.empty())) {
+  if (config.num_experts == 0 && (!options.shards.empty() || options.local_experts.IsGiven())) {
     return absl::InvalidArgumentError(absl::StrCat(
-        options.model_dir, " is a dense model: it has no experts for --shards or --local_experts"));
+        options.model_dir,
+        " is a dense model: it has no experts for --shards, --local_experts or --num_shards"));
   }
   ASSIGN_OR_RETURN(runtime->local_experts_, runtime->LocalExperts());
   const std::string tokenizer_path = absl::StrCat(options.model_dir, "/tokenizer.json");
@@ -88,28 +89,34 @@ absl::StatusOr<std::unique_ptr<WorkerRuntime>> WorkerRuntime::Open(
   return runtime;
 }
 
-absl::Status WorkerRuntime::CheckDevice() const {
-  if (options_.load_format != "auto" && !is_dummy()) {
-    return errors::OutOfRange("load_format", options_.load_format, "auto or dummy");
+absl::Status CheckDeviceFlags(const WorkerRuntimeOptions& options) {
+  const bool is_dummy = options.load_format == "dummy";
+  if (options.load_format != "auto" && !is_dummy) {
+    return errors::OutOfRange("load_format", options.load_format, "auto or dummy");
   }
-  if (on_cpu()) {
-    return !is_dummy() ? absl::OkStatus()
-                       : absl::InvalidArgumentError(
-                             "load_format is dummy, which needs --device=cuda; for the CPU, "
-                             "`conclave synth` writes a checkpoint of made-up weights");
+  if (options.device == "cpu") {
+    return !is_dummy ? absl::OkStatus()
+                     : absl::InvalidArgumentError(
+                           "load_format is dummy, which needs --device=cuda; for the CPU, "
+                           "`conclave synth` writes a checkpoint of made-up weights");
   }
-  if (!(options_.gpu_memory_utilization > 0 && options_.gpu_memory_utilization <= 1)) {
-    return errors::OutOfRange("gpu_memory_utilization", options_.gpu_memory_utilization,
+  if (!(options.gpu_memory_utilization > 0 && options.gpu_memory_utilization <= 1)) {
+    return errors::OutOfRange("gpu_memory_utilization", options.gpu_memory_utilization,
                               "above 0, at most 1");
   }
-  if (options_.micro_batch == "on") {
-    return errors::OutOfRange("micro_batch on a device", options_.micro_batch, "auto or off");
+  if (options.micro_batch == "on") {
+    return errors::OutOfRange("micro_batch on a device", options.micro_batch, "auto or off");
   }
-  if (options_.weight_dtype != "auto") {
-    return errors::OutOfRange("weight_dtype on a device", options_.weight_dtype,
+  if (options.weight_dtype != "auto") {
+    return errors::OutOfRange("weight_dtype on a device", options.weight_dtype,
                               "auto: as in the checkpoint");
   }
-  if (options_.open_device) return absl::OkStatus();
+  return absl::OkStatus();
+}
+
+absl::Status WorkerRuntime::CheckDevice() const {
+  RETURN_IF_ERROR(CheckDeviceFlags(options_));
+  if (on_cpu() || options_.open_device) return absl::OkStatus();
   return absl::FailedPreconditionError(
       absl::StrCat("device is \"", options_.device,
                    "\", this build runs on \"cpu\" alone: build with a CUDA toolkit "
@@ -129,18 +136,18 @@ WorkerRuntime::~WorkerRuntime() {
 
 absl::StatusOr<std::vector<int>> WorkerRuntime::LocalExperts() const {
   if (config_.num_experts == 0) return std::vector<int>();
-  if (options_.local_experts.empty()) {
+  if (!options_.local_experts.IsGiven()) {
     return options_.shards.empty() ? AllExperts(config_.num_experts) : std::vector<int>();
   }
   ASSIGN_OR_RETURN(std::vector<int> ids,
-                   ParseExpertList(options_.local_experts, config_.num_experts));
+                   ChosenExperts(options_.local_experts, config_.num_experts));
   if (!options_.shards.empty()) return ids;
   std::vector<int> missing;
   for (const int expert : AllExperts(config_.num_experts)) {
     if (!std::binary_search(ids.begin(), ids.end(), expert)) missing.push_back(expert);
   }
   if (missing.empty()) return ids;
-  return absl::InvalidArgumentError(absl::StrCat("local_experts is ", options_.local_experts,
+  return absl::InvalidArgumentError(absl::StrCat("local_experts is ", FormatIdList(ids),
                                                  ", want experts ", FormatIdList(missing),
                                                  " too, or --shards that hold them"));
 }
@@ -148,7 +155,7 @@ absl::StatusOr<std::vector<int>> WorkerRuntime::LocalExperts() const {
 absl::StatusOr<int64_t> WorkerRuntime::KvTokens() const {
   ASSIGN_OR_RETURN(const int64_t available, AvailableMemoryBytes());
   MemoryPlan plan;
-  plan.worker_weight_bytes = PackedWorkerBytes(config_, weight_dtype_);
+  plan.worker_weight_bytes = PackedWeightBytes(config_, weight_dtype_).Worker();
   if (has_local_experts()) {
     plan.expert_weight_bytes =
         PackedExpertBytes(config_, static_cast<int>(local_experts_.size()), weight_dtype_);
@@ -192,6 +199,7 @@ absl::Status WorkerRuntime::LoadExperts(Metrics& metrics,
   exchange.weight_dtype = model_.weight_dtype();
   exchange.config = config_;
   if (!on_cpu()) exchange.experts_in_place = local_experts_;
+  exchange.own_placement_epoch = own_placement_epoch_;
   exchange.shard_wait = options_.shard_wait;
   exchange.shared_memory = options_.transports.shared_memory;
   exchange.nccl = nccl_.get();
@@ -240,7 +248,9 @@ absl::StatusOr<int64_t> WorkerRuntime::LoadOnDevice(
 }
 
 absl::Status WorkerRuntime::Load(Metrics& metrics,
-                                 const std::function<void(absl::string_view)>& progress) {
+                                 const std::function<void(absl::string_view)>& progress,
+                                 uint64_t own_placement_epoch) {
+  own_placement_epoch_ = own_placement_epoch;
   ASSIGN_OR_RETURN(const int64_t num_blocks,
                    on_cpu() ? LoadOnCpu(metrics, progress) : LoadOnDevice(metrics, progress));
   const int64_t kv_tokens = num_blocks * limits::kKvBlockTokens;

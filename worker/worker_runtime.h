@@ -12,9 +12,10 @@
 #include "common/limits.h"
 #include "common/metrics.h"
 #include "common/thread_pool.h"
+#include "common/weight_dtype.h"
 #include "expert_shard/expert_runner.h"
 #include "kernels/device.h"
-#include "kernels/weight_dtype.h"
+#include "model/expert_placement.h"
 #include "model/qwen3_config.h"
 #include "model/safetensors.h"
 #include "proto/conclave/v1/model.pb.h"
@@ -33,8 +34,10 @@ namespace conclave {
 struct WorkerRuntimeOptions {
   std::string model_dir;
   std::vector<std::string> shards;  // gRPC targets; empty: every expert in process
-  std::string local_experts;        // "0-31,40": in process, beside the shards
-  int threads = 0;                  // 0: one for each CPU it may use
+  // In process, beside the shards, and served to other workers. The shards may be named with this
+  // worker among them: it finds out and leaves itself alone.
+  ExpertChoice local_experts;
+  int threads = 0;  // 0: one for each CPU it may use
   std::string cpu_isa = "auto";
   std::string weight_dtype = "auto";    // as ChooseWeightDtype reads it
   std::vector<int> cpus;                // the pool's threads stay on these; empty: on any
@@ -56,6 +59,10 @@ struct WorkerRuntimeOptions {
   std::string micro_batch = "auto";  // as ParseMicroBatchMode reads it
 };
 
+// InvalidArgument for options of a device that contradict each other: what can be said of them
+// before the model is read.
+absl::Status CheckDeviceFlags(const WorkerRuntimeOptions& options);
+
 // Everything of a worker but its gRPC door: the loaded model, its experts and the engine, built
 // bottom-up and owned here.
 class WorkerRuntime {
@@ -71,18 +78,20 @@ class WorkerRuntime {
   const Qwen3Config& config() const { return config_; }
 
   // Loads the weights, connects the experts and starts the engine. Call once; `metrics` must
-  // outlive this. Errors: DataLoss, ResourceExhausted (memory, with the arithmetic).
-  absl::Status Load(Metrics& metrics, const std::function<void(absl::string_view)>& progress);
+  // outlive this. `own_placement_epoch` is what this process's own ExpertShard will describe itself
+  // with, 0 without one. Errors: DataLoss, ResourceExhausted (memory, with the arithmetic).
+  absl::Status Load(Metrics& metrics, const std::function<void(absl::string_view)>& progress,
+                    uint64_t own_placement_epoch = 0);
 
   Engine& engine() { return *engine_; }
   NcclTransport* nccl() { return nccl_.get(); }         // null: not used
   ExpertExchange* experts() { return experts_.get(); }  // null for a dense model
   bool has_local_experts() const { return !local_experts_.empty(); }
 
-  // Experts named by --local_experts are for other workers too: a runner of its own for their
+  // Experts of options.local_experts are for other workers too: a runner of its own for their
   // dispatches, after Load. Null: this worker serves nobody else.
   std::unique_ptr<ExpertRunner> TakeServedExperts() { return std::move(served_experts_); }
-  bool serves_experts() const { return !options_.local_experts.empty(); }
+  bool serves_experts() const { return options_.local_experts.IsGiven(); }
   const std::string& fingerprint() const { return fingerprint_; }  // of the checkpoint
 
  private:
@@ -111,6 +120,7 @@ class WorkerRuntime {
   WeightDtype weight_dtype_ = WeightDtype::kBf16;
   v1::ModelInfo model_;
   std::string fingerprint_;
+  uint64_t own_placement_epoch_ = 0;
   std::vector<int> local_experts_;        // rising
   std::optional<Vocabulary> vocabulary_;  // empty: a checkpoint without tokenizer.json
   std::unique_ptr<Checkpoint> checkpoint_;

@@ -86,7 +86,7 @@ class Report {
  public:
   Report(const BenchOptions& options, const Qwen3Config& config, double bandwidth)
       : repetitions_(options.repetitions),
-        roofline_(config,
+        roofline_(config, StoredWeightBytes(config), CheckpointDtype(config),
                   {.name = "here",
                    .bandwidth_tbs = bandwidth / 1e12,
                    .bf16_tflops = options.bf16_tflops,

@@ -80,13 +80,14 @@ void Measure(const EngineBenchOptions& options, const std::string& model_dir, En
   runtime.model_dir = model_dir;
   runtime.threads = options.threads;
   runtime.cpu_isa = options.isa;
-  runtime.weight_dtype = "bf16";  // which the floor counts
+  runtime.weight_dtype = "bf16";  // also of an FP8 checkpoint: which the floor counts
   runtime.kv_cache_tokens = 16384;
   Subject subject(runtime);
-  Qwen3Config config = subject.config();
-  config.quantization = WeightQuantization::kNone;  // in memory all weights are BF16
+  const Qwen3Config& config = subject.config();
+  const BytesByKind weights = PackedWeightBytes(config, WeightDtype::kBf16);
   const auto roofline = [&](const PlanDevice& device) {
-    return Roofline(config, device, /*num_devices=*/1, /*hop_seconds=*/0);
+    return Roofline(config, weights, WeightDtype::kBf16, device, /*num_devices=*/1,
+                    /*hop_seconds=*/0);
   };
   const std::string name = NameOf(model_dir);
   const int context = kPromptTokens + options.new_tokens / 2;

@@ -199,6 +199,85 @@ TEST(PlanTest, CpuServers) {
   EXPECT_NEAR(Plan(options).json["prefill_tokens_per_second"], 181103 * 2 * 2 / 989.0, 1);
 }
 
+PlanOptions OneServer(const char* config, const char* dtype) {
+  PlanOptions options;
+  options.config = config;
+  options.dtype = dtype;
+  options.device.cpu = true;
+  options.device.memory_gib = 128;
+  options.device.bandwidth_tbs = 0.25;
+  options.device.tflops = 5;
+  return options;
+}
+
+// 30B-A3B with a scale of 4 bytes for 256 inputs: 260 / 256 bytes a weight. Attention 48 x
+// 18,874,368 x 260 / 256 = 920,125,440; an expert 4,718,592 x 260 / 256 = 4,792,320, of which there
+// are 48 x 128; gates 48 x 262,144 x 2 and embed_tokens 151,936 x 2,048 x 2 in BF16; LM head
+// 316,026,880; norms (48 x (2 x 2,048 + 2 x 128) + 2,048) x 4 = 843,776: 31,328,505,856 in all.
+TEST(PlanTest, Int8OnACpu) {
+  const Printed plan = Plan(OneServer("qwen3-30b-a3b", "int8"));
+  ASSERT_OK(plan.status);
+  EXPECT_EQ(plan.json["dtype"], "int8");
+  EXPECT_NEAR(plan.json["weights_gib"].get<double>() * 0x1p30, 31'328'505'856.0, 1);
+  const nlohmann::json& host = plan.json["cards"][0];
+  EXPECT_EQ(host["attention_bytes"], 920'125'440);
+  EXPECT_EQ(host["expert_bytes"], 48LL * 128 * 4'792'320);
+  // 128 GiB x 0.92 - 1 of workspace - weights, in blocks of 16 tokens of 98,304 bytes.
+  EXPECT_EQ(host["kv_tokens"], 16 * 59'790);
+  // Attention, gates 25,165,824, eight experts 1,840,250,880, LM head and KV 100,663,296 are
+  // 3,202,232,320 bytes at 250 GB/s.
+  EXPECT_NEAR(plan.json["decode_floor_ms"], 12.809, 0.001);
+  // 10 TOP/s / (2 x 48 x (18,874,368 + 262,144 + 8 x 4,718,592)) = 1,831.2 tokens/s.
+  EXPECT_NEAR(plan.json["prefill_tokens_per_second"], 1831.2, 0.1);
+  for (const nlohmann::json& argv :
+       {plan.json["commands"]["up"], plan.json["commands"]["processes"][0]["argv"]}) {
+    EXPECT_EQ(argv[argv.size() - 2], "--weight_dtype");
+    EXPECT_EQ(argv.back(), "int8");
+  }
+}
+
+// 36 / 64 bytes a weight, the LM head as in int8: attention 509,607,936, an expert 2,654,208.
+TEST(PlanTest, Int4OnACpu) {
+  const Printed plan = Plan(OneServer("qwen3-30b-a3b", "int4"));
+  ASSERT_OK(plan.status);
+  EXPECT_EQ(plan.json["cards"][0]["attention_bytes"], 509'607'936);
+  EXPECT_EQ(plan.json["cards"][0]["expert_bytes"], 48LL * 128 * 2'654'208);
+  // (509,607,936 + 25,165,824 + 48 x 8 x 2,654,208 + 316,026,880 + 100,663,296) B at 250 GB/s.
+  EXPECT_NEAR(plan.json["decode_floor_ms"], 7.883, 0.001);
+}
+
+// On a CPU each output has a scale for 128 inputs: 132 / 128 bytes a weight, where a card has
+// 16,388 / 16,384. It is multiplied as BF16.
+TEST(PlanTest, Fp8OnACpu) {
+  const Printed plan = Plan(OneServer("qwen3-30b-a3b", "fp8"));
+  ASSERT_OK(plan.status);
+  EXPECT_EQ(plan.json["cards"][0]["attention_bytes"], 48LL * 18'874'368 * 132 / 128);
+  EXPECT_NEAR(plan.json["prefill_tokens_per_second"], 1831.2 / 2, 0.1);
+  EXPECT_EQ(plan.json["commands"]["up"].size(), 10u) << "auto keeps FP8: no --weight_dtype";
+}
+
+// A tied LM head is in memory twice: in BF16 to look ids up, and as --weight_dtype to multiply.
+TEST(PlanTest, TiedHeadOnACpu) {
+  const Printed plan = Plan(OneServer("qwen3-0.6b", "int8"));
+  ASSERT_OK(plan.status);
+  // 28 layers of 2 x 1,024 + 2 x 128 norms, and 1,024, in FP32.
+  EXPECT_EQ(plan.json["cards"][0]["other_weight_bytes"],
+            151'936LL * 1'024 * 2 + 151'936LL * 1'024 * 260 / 256 + (28 * 2'304 + 1'024) * 4);
+}
+
+TEST(PlanTest, WidensOrQuantizesAnFp8CheckpointOnACpu) {
+  const TempDir dir;
+  ASSERT_OK_AND_ASSIGN(Qwen3Config config, KnownModel("qwen3-30b-a3b"));
+  config.quantization = WeightQuantization::kFp8Block128;
+  const std::string path = dir.Write("config.json", FormatQwen3Config(config));
+  for (const char* dtype : {"bf16", "int8"}) {
+    const Printed plan = Plan(OneServer(path.c_str(), dtype));
+    ASSERT_OK(plan.status);
+    EXPECT_EQ(plan.json["commands"]["up"].back(), dtype);
+    EXPECT_EQ(plan.json["dtype"], dtype);
+  }
+}
+
 TEST(PlanTest, DenseModelsAreCopied) {
   PlanOptions options;
   options.config = "qwen3-32b";
@@ -233,6 +312,7 @@ TEST(PlanOptionsTest, NamesWhatIsWrong) {
   refuses([](auto& o) { o.config = "qwen4"; }, StatusCode::kNotFound, "want one of qwen3-0.6b");
   refuses([](auto& o) { o.config = "nowhere/config.json"; }, StatusCode::kNotFound, "nowhere");
   refuses([](auto& o) { o.dtype = "fp7"; }, kInvalid, "--dtype is \"fp7\", want bf16 or fp8");
+  refuses([](auto& o) { o.dtype = "int8"; }, kInvalid, "want bf16 or fp8 (int8 and int4 with");
   refuses([](auto& o) { o.device.gpu = "tpu"; }, StatusCode::kNotFound,
           "h20-96gb, h20-141gb, h100");
   refuses([](auto& o) { o.device.gpu = ""; }, kInvalid, "no device is given");

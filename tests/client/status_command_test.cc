@@ -47,8 +47,13 @@ v1::ClusterStatus Cluster() {
   lost->set_error("connection refused");
   auto* loading = cluster.add_workers();
   loading->set_target("127.0.0.1:4");
-  loading->set_up(true);
+  loading->set_error("loading weights");
   loading->mutable_description()->set_reason("loading weights");
+  auto* other = cluster.add_workers();
+  other->set_target("127.0.0.1:5");
+  other->set_error("loaded another model: fingerprint is f2, want f1");
+  other->mutable_description()->set_ready(true);
+  other->mutable_description()->mutable_model()->set_fingerprint("f2");
   return cluster;
 }
 
@@ -70,7 +75,9 @@ TEST(FormatClusterTest, GivesEachProcessALine) {
             "  shard  127.0.0.1:3      up         experts 0-2,5,7-8, 99 rows sent, 1 retries, by "
             "shared_memory\n"
             "worker   127.0.0.1:22222  down       connection refused\n"
-            "worker   127.0.0.1:4      not ready  loading weights\n");
+            "worker   127.0.0.1:4      not ready  loading weights\n"
+            "worker   127.0.0.1:5      not ready  loaded another model: fingerprint is f2, want "
+            "f1\n");
 }
 
 class RunStatusTest : public testing::Test {
@@ -108,7 +115,8 @@ TEST_F(RunStatusTest, PrintsOneObject) {
   EXPECT_EQ(json["serving"], true);
   EXPECT_EQ(json["model"]["name"], "demo");
   EXPECT_EQ(json["router"]["inflight"], 2);
-  ASSERT_EQ(json["workers"].size(), 3u);
+  ASSERT_EQ(json["workers"].size(), 4u);
+  EXPECT_EQ(json["workers"][3]["fingerprint"], "f2");
   EXPECT_EQ(json["workers"][0]["shards"][0]["transport"], "shared_memory");
   EXPECT_EQ(json["workers"][0]["shards"][0]["expert_ids"], nlohmann::json({0, 1, 2, 5, 7, 8}));
   EXPECT_EQ(json["workers"][1]["error"], "connection refused");

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <sstream>
 
@@ -77,10 +78,33 @@ TEST(WatchStatusTest, DrawsUntilStopped) {
   LoopbackServer server(&router);
   std::ostringstream out;
   ASSERT_OK(WatchStatus(
-      server.target(), out, [&] { return looks >= 3; }, absl::Milliseconds(1)));
+      server.target(), out, [&] { return looks >= 3; }, [] { return 50; }, absl::Milliseconds(1)));
   EXPECT_THAT(out.str(), AllOf(StartsWith("\x1b[?1049h"), HasSubstr("no answer (starting)"),
                                HasSubstr("6 running"), EndsWith("\x1b[?1049l")));
   EXPECT_THAT(out.str(), testing::Not(HasSubstr("\x1b[2J"))) << "of a model's name";
+}
+
+TEST(WatchStatusTest, AShortTerminalKeepsTheBeginning) {
+  FakeRouter router;
+  std::atomic<int> looks = 0;
+  router.on_cluster = [&](v1::ClusterStatus* status) {
+    ++looks;
+    *status = Cluster(1, 0, 0);
+    return grpc::Status::OK;
+  };
+  LoopbackServer server(&router);
+  for (const int rows : {1, 4, 8, 15, 50}) {
+    looks = 0;
+    std::ostringstream out;
+    ASSERT_OK(WatchStatus(
+        server.target(), out, [&] { return looks >= 1; }, [rows] { return rows; },
+        absl::Milliseconds(1)));
+    const std::string text = out.str();
+    EXPECT_THAT(text, AllOf(HasSubstr("1 of 3 workers ready"), HasSubstr("Ctrl-C ends this")));
+    // The last line of the terminal stays free, or the first would scroll away.
+    EXPECT_LT(std::count(text.begin(), text.end(), '\n'), std::max(rows, 3)) << rows;
+    EXPECT_EQ(text.find("more lines") == std::string::npos, rows == 50) << text;
+  }
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 """A Python gRPC client: with stubs generated from proto/ at once, and with reflection alone."""
 import importlib
 import json
+import re
 import subprocess
 import sys
 import unittest
@@ -11,12 +12,15 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase)
 
 from client_test import DEADLINE_SECONDS, MODEL, SOURCE_DIR, SUM, SUM_ANSWER, ClientTest
+from harness import wait_until
 from demo_tools import WEATHER_TOOL
 
 INFERENCE = "conclave.v1.Inference"
 
 
 class StubTest(ClientTest):
+    shards = 1
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
@@ -60,6 +64,18 @@ class StubTest(ClientTest):
         self.assertEqual(finished.thinking.ended_by, self.worker_pb.THINKING_END_NATURAL)
         self.assertEqual(finished.usage.thinking_tokens,
                          finished.thinking.used + finished.thinking.forced)
+
+    def test_a_trace_is_named_in_the_logs_of_all_services(self):
+        trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+        events = list(self.stub.Chat(
+            self.request("hi", request_id="traced-by-grpc"), timeout=DEADLINE_SECONDS,
+            metadata=[("traceparent", f"00-{trace}-00f067aa0ba902b7-01")]))
+        self.assertEqual(events[-1].WhichOneof("event"), "finished")
+        logs = self._owner.dir / "logs"
+        for name in ("router", "worker-0", "shard-0"):
+            wait_until(lambda n=name: re.search(
+                rf"request_id=traced-by-grpc\S* trace_id={trace}", (logs / f"{n}.log").read_text()),
+                       f"{name} names the trace")
 
     def test_chat_by_http_says_the_same(self):
         thinking, content, _, finished = self.chat(self.request())

@@ -101,6 +101,17 @@ TEST_F(FlagsTest, AFileThatIsNotThereIsAnError) {
               HasSubstr("--config: "));
 }
 
+TEST_F(FlagsTest, AFolderOrBytesThatAreNoFileOfFlagsAreErrors) {
+  EXPECT_THAT(std::string(Parse({"--name", "n", "--config", dir_.path()}).message()),
+              HasSubstr("is a folder, want a file"));
+  const absl::Status status =
+      Parse({"--name", "n", "--config", File("\x1b[2J\xff\x01 = 1\n" + std::string(500, 'x'))});
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()),
+              AllOf(HasSubstr("sets "), Not(HasSubstr("\x1b")), Not(HasSubstr("\xff"))));
+  EXPECT_LT(status.message().size(), 400u);
+}
+
 TEST_F(FlagsTest, HelpGroupsAndGivesUnitsAndDefaults) {
   const std::string help = app_.help();
   EXPECT_THAT(help, AllOf(HasSubstr("Names:\n"), HasSubstr("Env:FLAGS_TEST_NAME"),

@@ -1,5 +1,6 @@
 """Dockerfile, compose file and systemd units, by the linters of each. Nothing is built or started:
 no container engine and no systemd are needed here."""
+import json
 import os
 import pathlib
 import re
@@ -11,7 +12,7 @@ import unittest
 
 import yaml
 
-from programs import variables
+from programs import conclave, program, variables
 
 SOURCE_DIR = pathlib.Path(os.environ["CONCLAVE_SOURCE_DIR"])
 DOCKER = SOURCE_DIR / "deploy" / "docker"
@@ -40,7 +41,8 @@ class ContainerTest(unittest.TestCase):
     def test_images_run_without_rights_and_are_labelled(self):
         text = (DOCKER / "Dockerfile").read_text()
         stages = {re.match(r"\S+ AS (\S+)", stage)[1]: stage for stage in text.split("\nFROM ")[1:]}
-        self.assertEqual(sorted(stages), ["build", "cpu", "cuda"])
+        self.assertEqual(sorted(stages),
+                         ["build", "build-cuda", "cpu", "cuda", "packages", "toolkit"])
         for name in ("cpu", "cuda"):
             self.assertIn("\nUSER 10001:10001\n", stages[name])
             self.assertIn("org.opencontainers.image.licenses", stages[name])
@@ -62,6 +64,24 @@ class ContainerTest(unittest.TestCase):
             for program in PROGRAMS:
                 if service.get("command") == [program]:
                     self.assertLessEqual(set(service["environment"]), variables(program), name)
+
+    def test_commands_have_flags_there_are(self):
+        """What a container runs by itself, and what asks it whether it is well. Flags are checked
+        first, with status 2; then there is no such model, and nobody answers, status 1."""
+        default = re.search(r"(?ms)^CMD (\[.*?\])$", (DOCKER / "Dockerfile").read_text())[1]
+        commands = [json.loads(default.replace("\\\n", ""))]
+        for service in self.compose["services"].values():
+            if "healthcheck" in service:
+                kind, *command = service["healthcheck"]["test"]
+                self.assertEqual(kind, "CMD")
+                commands.append(command)
+        self.assertEqual(len(commands), 2)
+        for program, *arguments in commands:
+            self.assertEqual(program, "conclave")
+            elsewhere = [re.sub(r":50050$", ":1", re.sub("^/opt", "/nowhere", argument))
+                         for argument in arguments]
+            code, _, said = conclave(*elsewhere)
+            self.assertEqual(code, 1, said)
 
     def test_prometheus_scrapes_what_compose_starts(self):
         """Each address of the target files is a service that listens there; none is left out."""
@@ -117,6 +137,14 @@ class SystemdTest(unittest.TestCase):
             code, said = run("systemd-analyze", "security", "--offline=true", "--threshold=20",
                              unit)
             self.assertEqual(code, 0, said)
+
+    def test_units_start_again_whatever_ends_but_wrong_flags(self):
+        for unit in self.units:
+            text = unit.read_text()
+            for line in ("Restart=always", "RestartPreventExitStatus=2", "StartLimitIntervalSec=0"):
+                self.assertIn(f"\n{line}\n", text, unit.name)
+            code, _, err = program(unit.stem, "--listen", "here")
+            self.assertEqual(code, 2, err)
 
     def test_environment_files_set_flags_there_are(self):
         for unit in self.units:

@@ -3,6 +3,7 @@ and against what the pods rely on among one another."""
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,17 @@ from programs import conclave, variables
 
 SOURCE_DIR = pathlib.Path(os.environ["CONCLAVE_SOURCE_DIR"])
 OVERLAYS = SOURCE_DIR / "deploy" / "kubernetes" / "overlays"
+PROMETHEUS = SOURCE_DIR / "deploy" / "prometheus"
 # pod-index labels need 1.28 or later; the newest is what the package calls its default.
 VERSIONS = ["1.28", "1.37"]
+# The overlays that `conclave plan` prints, each with what it is asked.
+PLANS = {
+    "h20x4-235b": ["--config", "qwen3-235b-a22b", "--dtype", "fp8", "--gpu", "h20-96gb",
+                   "--gpus", 4],
+    "h100x1-30b": ["--config", "qwen3-30b-a3b", "--gpu", "h100"],
+}
+# Flags of a worker in a pod that no plan is about.
+OF_A_POD = {"metrics_listen", "drain_seconds", "log_format"}
 PROGRAMS = {"router": "conclave-router", "worker": "conclave-worker",
             "shard": "conclave-expert-shard"}
 
@@ -103,27 +113,66 @@ class KubernetesTest(unittest.TestCase):
                 self.assertEqual(service["clusterIP"], "None")
                 self.assertEqual(service["ports"][0]["port"], 50051)
 
-    def test_shards_are_named_one_by_one(self):
-        """So that a shard's place in the list is its number: the list grows with the replicas."""
+    def test_holders_of_experts_are_named_one_by_one(self):
+        """So that a shard's place in the list is its number: the list grows with the replicas, each
+        of which has its share."""
         for overlay in self.overlays:
             with self.subTest(overlay.name):
                 flags = overlay.environment(overlay.named("StatefulSet", "conclave-worker"))
-                replicas = [w["spec"]["replicas"] for w in overlay.of_kind("StatefulSet")
-                            if w["metadata"]["name"] == "conclave-shard"]
-                wanted = [f"dns:///conclave-shard-{i}.conclave-shard:50052"
-                          for i in range(sum(replicas))]
+                wanted = []
+                for workload in overlay.of_kind("StatefulSet"):
+                    holder = overlay.environment(workload)
+                    name, replicas = workload["metadata"]["name"], workload["spec"]["replicas"]
+                    counts = [int(holder[key]) for key in holder if key.endswith("_NUM_SHARDS")]
+                    if not counts:
+                        continue
+                    self.assertEqual(counts, [replicas])
+                    port = workload["spec"]["template"]["spec"]["containers"][0]["ports"][0]
+                    wanted += [f"dns:///{name}-{i}.{name}:{port['containerPort']}"
+                               for i in range(replicas)]
+                    self.check_index(workload)
+                    # Else those that wait for one another would not find one another.
+                    service = overlay.named("Service", workload["spec"]["serviceName"])["spec"]
+                    self.assertTrue(service["publishNotReadyAddresses"])
+                    self.check_workers_may_reach(overlay, workload)
                 targets = flags.get("CONCLAVE_WORKER_SHARDS", "").split(",")
                 self.assertEqual([t for t in targets if t], wanted)
 
-    def test_every_shard_has_its_share(self):
+    def check_index(self, workload):
+        """The pod's number, which Kubernetes 1.28 and later give it as a label."""
+        container = workload["spec"]["template"]["spec"]["containers"][0]
+        (index,) = [variable["valueFrom"]["fieldRef"]["fieldPath"] for variable in container["env"]
+                    if variable["name"].endswith("_SHARD_INDEX")]
+        self.assertEqual(index, "metadata.labels['apps.kubernetes.io/pod-index']")
+
+    def check_workers_may_reach(self, overlay, workload):
+        labels = workload["spec"]["template"]["metadata"]["labels"]
+        worker = overlay.named("StatefulSet", "conclave-worker")["spec"]["template"]["metadata"]
+        allowed = [
+            source["podSelector"]["matchLabels"]
+            for policy in overlay.of_kind("NetworkPolicy")
+            if policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+            for rule in policy["spec"].get("ingress", [])
+            if {"port": "grpc", "protocol": "TCP"} in rule["ports"]
+            for source in rule.get("from", []) if "podSelector" in source]
+        self.assertTrue([wanted for wanted in allowed
+                         if wanted.items() <= worker["labels"].items()], allowed)
+
+    def test_only_routers_and_holders_of_experts_are_reached_by_workers(self):
+        """A worker without experts of its own is reached by routers alone."""
         for overlay in self.overlays:
-            for workload in overlay.of_kind("StatefulSet"):
-                if workload["metadata"]["name"] != "conclave-shard":
-                    continue
-                flags = overlay.environment(workload)
-                if "CONCLAVE_EXPERT_SHARD_NUM_SHARDS" in flags:
-                    self.assertEqual(int(flags["CONCLAVE_EXPERT_SHARD_NUM_SHARDS"]),
-                                     workload["spec"]["replicas"])
+            worker = overlay.named("StatefulSet", "conclave-worker")
+            policies = {policy["metadata"]["name"] for policy in overlay.of_kind("NetworkPolicy")}
+            ring = "CONCLAVE_WORKER_NUM_SHARDS" in overlay.environment(worker)
+            self.assertEqual("conclave-worker-ring" in policies, ring, overlay.name)
+
+    def test_pods_that_are_not_ready_may_be_evicted(self):
+        """Workers wait for one another's experts: a budget that counts those would end in a drain
+        of a node that never ends."""
+        def check(_, budget):
+            if budget["metadata"]["name"] != "conclave-router":
+                self.assertEqual(budget["spec"]["unhealthyPodEvictionPolicy"], "AlwaysAllow")
+        self.for_each(["PodDisruptionBudget"], check)
 
     def test_the_grace_period_holds_the_drain(self):
         def check(overlay, workload):
@@ -137,6 +186,50 @@ class KubernetesTest(unittest.TestCase):
                                     drain + int(pause[1]) + 5)
         self.for_each(["Deployment", "StatefulSet"], check)
 
+    def test_the_autoscaler_has_what_it_measures_and_the_last_word(self):
+        def check(overlay, scaler):
+            target = scaler["spec"]["scaleTargetRef"]
+            workload = overlay.named(target["kind"], target["name"])
+            self.assertNotIn("replicas", workload["spec"])
+            container = workload["spec"]["template"]["spec"]["containers"][0]
+            for metric in scaler["spec"]["metrics"]:
+                # A share of what is requested; metrics-server knows no others.
+                self.assertEqual(metric["type"], "Resource")
+                self.assertIn(metric["resource"]["name"], container["resources"]["requests"])
+            self.assertGreaterEqual(scaler["spec"]["minReplicas"], 2)
+        self.for_each(["HorizontalPodAutoscaler"], check)
+
+    def test_a_disruption_takes_one_at_a_time(self):
+        for overlay in self.overlays:
+            budgets = {budget["metadata"]["name"]: budget["spec"]
+                       for budget in overlay.of_kind("PodDisruptionBudget")}
+            for workload in overlay.workloads():
+                self.assertEqual(budgets[workload["metadata"]["name"]]["maxUnavailable"], 1)
+
+    def test_who_may_reach_whom(self):
+        """Anyone a router, routers workers, workers shards; Prometheus what serves /metrics."""
+        peers = {"conclave-worker": "conclave-router", "conclave-expert-shard": "conclave-worker"}
+        for overlay in self.overlays:
+            policies = {policy["metadata"]["name"]: policy["spec"]
+                        for policy in overlay.of_kind("NetworkPolicy")}
+            everyone = policies.pop("conclave-default-deny")
+            self.assertEqual(everyone["podSelector"]["matchLabels"],
+                             {"app.kubernetes.io/part-of": "conclave"})
+            self.assertNotIn("ingress", everyone)
+            for workload in overlay.workloads():
+                pod = workload["spec"]["template"]
+                self.assertEqual(pod["metadata"]["labels"]["app.kubernetes.io/part-of"], "conclave")
+                name = pod["metadata"]["labels"]["app.kubernetes.io/name"]
+                allowed = policies[name]["ingress"]
+                if name == "conclave-router":
+                    self.assertNotIn("from", allowed[0])
+                    continue
+                grpc, metrics = allowed
+                self.assertEqual(grpc["from"], [{"podSelector": {"matchLabels": {
+                    "app.kubernetes.io/name": peers[name]}}}])
+                self.assertEqual([port["port"] for port in grpc["ports"]], ["grpc"])
+                self.assertEqual([port["port"] for port in metrics["ports"]], ["metrics"])
+
     def test_ports_and_probes_are_what_the_flags_say(self):
         def check(overlay, workload):
             container = workload["spec"]["template"]["spec"]["containers"][0]
@@ -149,6 +242,8 @@ class KubernetesTest(unittest.TestCase):
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 self.assertEqual(container[probe]["grpc"]["port"], ports["grpc"])
             self.assertNotIn("service", container["readinessProbe"]["grpc"])
+            for probe in ("startupProbe", "livenessProbe"):
+                self.assertEqual(container[probe]["grpc"]["service"], "liveness")
             annotations = workload["spec"]["template"]["metadata"]["annotations"]
             self.assertEqual(int(annotations["prometheus.io/port"]),
                              ports.get("metrics", ports.get("http")))
@@ -183,30 +278,78 @@ class KubernetesTest(unittest.TestCase):
             self.assertIn("conclave.dev/model", labels)
         self.for_each(["Deployment", "StatefulSet"], check)
 
-    def test_h20x4_235b_is_what_the_planner_lays_out(self):
-        code, out, err = conclave("plan", "--config", "Qwen3-235B-A22B", "--dtype", "fp8",
-                                  "--gpu", "h20-96gb", "--gpus", 4, "--json")
-        if code == 2 and "plan" not in conclave("--help")[1]:
-            self.skipTest("SKIPPED: this conclave has no plan command")
-        self.assertEqual(code, 0, err)
-        plan = json.loads(out)
-        (overlay,) = [o for o in self.overlays if o.name == "h20x4-235b"]
+    def test_rules_name_jobs_there_are(self):
+        """Those of prometheus.yml; here a pod's app.kubernetes.io/name becomes its job."""
+        config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+        jobs = {job["job_name"] for job in config["scrape_configs"]}
+        self.assertEqual(jobs, {
+            workload["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"]
+            for overlay in self.overlays for workload in overlay.workloads()})
+        named = re.findall(r'job(=~?)"([^"]+)"', (PROMETHEUS / "rules/alerts.yml").read_text())
+        self.assertTrue(named)
+        for operator, wanted in named:
+            pattern = wanted if operator == "=~" else re.escape(wanted)
+            self.assertTrue([job for job in jobs if re.fullmatch(pattern, job)], wanted)
+
+    def test_prometheus_finds_the_port_of_metrics(self):
+        """kubernetes.yml keeps a container's port of these names, one in each pod."""
+        (scrape,) = yaml.safe_load((PROMETHEUS / "kubernetes.yml").read_text())["scrape_configs"]
+        (kept,) = [rule["regex"] for rule in scrape["relabel_configs"]
+                   if rule["source_labels"] == ["__meta_kubernetes_pod_container_port_name"]]
+
+        def check(_, workload):
+            pod = workload["spec"]["template"]
+            ports = [port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]
+                     if re.fullmatch(kept, port["name"])]
+            self.assertEqual([str(port) for port in ports],
+                             [pod["metadata"]["annotations"]["prometheus.io/port"]])
+        self.for_each(["Deployment", "StatefulSet"], check)
+
+    def test_gpu_overlays_are_what_the_planner_lays_out(self):
+        for name, question in PLANS.items():
+            with self.subTest(name):
+                code, out, err = conclave("plan", *question, "--json")
+                self.assertEqual(code, 0, err)
+                (overlay,) = [o for o in self.overlays if o.name == name]
+                self.check_plan(overlay, json.loads(out))
+
+    def check_plan(self, overlay, plan):
         worker = overlay.named("StatefulSet", "conclave-worker")
-        shard = overlay.named("StatefulSet", "conclave-shard")
-        for role, workload in (("worker", worker), ("shard", shard)):
-            cards = [card for card in plan["cards"] if role in card["roles"]]
-            self.assertEqual(workload["spec"]["replicas"], len(cards), role)
-        # Equal parts in the order of the cards: what --shard_index and --num_shards give.
-        size = plan["cards"][0]["num_experts"]
-        self.assertEqual([card["experts"] for card in plan["cards"]],
-                         [f"{i * size}-{(i + 1) * size - 1}" for i in range(len(plan["cards"]))])
-        # A round number, a little below what the planner leaves for KV.
-        planned = min(card["kv_tokens"] for card in plan["cards"])
-        tokens = int(overlay.environment(worker)["CONCLAVE_WORKER_KV_CACHE_TOKENS"])
-        self.assertLessEqual(tokens, planned)
-        self.assertGreaterEqual(tokens, 0.9 * planned)
+        self.assertEqual(overlay.of_kind("StatefulSet"), [worker], "one process a card")
+        planned = [process["argv"] for process in plan["commands"]["processes"]]
+        self.assertEqual(planned.pop()[0], "conclave-router")
+        self.assertEqual(len(planned), len(plan["cards"]))
+        self.assertEqual(worker["spec"]["replicas"], len(planned))
         limits = worker["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
         self.assertEqual(limits["nvidia.com/gpu"], 1)
+        deployed = {key.removeprefix("CONCLAVE_WORKER_").lower(): value
+                    for key, value in overlay.environment(worker).items()}
+        for card, argv in enumerate(planned):
+            self.assertEqual(argv[0], "conclave-worker")
+            wanted = {flag.removeprefix("--"): value for flag, value in zip(argv[1::2], argv[2::2])}
+            # A pod sees its card alone.
+            self.assertEqual(wanted.pop("device"), f"cuda:{card}")
+            self.assertEqual(deployed["device"], "cuda")
+            self.check_experts(plan["cards"][card], wanted, deployed, card)
+            # Whatever else is planned is deployed with the same value, and nothing else that decides
+            # what is where: KV cache, dtype, transport.
+            names = wanted.keys() | deployed.keys() - OF_A_POD
+            for flag in names - {"model", "listen", "device", "shards", "num_shards"}:
+                self.assertEqual(deployed.get(flag), wanted.get(flag), flag)
+
+    def check_experts(self, planned, wanted, deployed, card):
+        count = int(deployed.get("num_shards", 0))
+        if "local_experts" not in wanted:
+            self.assertEqual(count, 0)
+            self.assertNotIn("shards", deployed)
+            return
+        # Equal parts in the order of the cards: what --shard_index and --num_shards give.
+        size = planned["num_experts"]
+        self.assertEqual(wanted.pop("local_experts"), f"{card * size}-{(card + 1) * size - 1}")
+        self.assertEqual(planned["experts"], f"{card * size}-{(card + 1) * size - 1}")
+        # The planned ones know the others, the deployed ones all, themselves too.
+        self.assertEqual(len(wanted["shards"].split(",")) + 1, count)
+        self.assertEqual(len(deployed["shards"].split(",")), count)
 
 
 if __name__ == "__main__":

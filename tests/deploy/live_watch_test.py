@@ -24,6 +24,7 @@ SOURCE_DIR = pathlib.Path(os.environ["CONCLAVE_SOURCE_DIR"])
 sys.path.insert(0, str(SOURCE_DIR / "tests" / "integration"))
 
 from harness import DEADLINE_SECONDS, IntegrationTest, wait_until  # noqa: E402
+from metrics_test import base, documented  # noqa: E402
 
 DASHBOARDS = SOURCE_DIR / "deploy" / "grafana" / "dashboards"
 LABELS = {"cluster": "test", "model": "demo"}
@@ -166,6 +167,12 @@ class LiveWatchTest(IntegrationTest):
             prometheus.values(rule["query"])  # an error of the expression fails
         self.assertEqual([target for target in prometheus.api("targets")["activeTargets"]
                           if target["health"] != "up"], [])
+        # Whatever a live cluster exports is in docs/metrics.md.
+        scraped = [name for name in prometheus.api("label/__name__/values")
+                   if name.startswith("conclave_")]
+        self.assertGreater(len(scraped), 60)
+        known = documented()
+        self.assertEqual([name for name in scraped if base(name, known) not in known], [])
         for name in ("cluster", "model"):  # what the dashboards' variables offer
             self.assertEqual(prometheus.api(f"label/{name}/values"), [LABELS[name]])
 

@@ -13,8 +13,12 @@ def variables(program):
     return set(re.findall(r"Env:(CONCLAVE_\w+)", told))
 
 
-def conclave(*arguments):
-    """Runs one command to its end: (exit code, standard output, standard error)."""
-    done = subprocess.run([BIN_DIR / "conclave", *map(str, arguments)], capture_output=True,
-                          text=True, check=False)
+def program(name, *arguments):
+    """Runs one to its end: (exit code, standard output, standard error)."""
+    done = subprocess.run([BIN_DIR / name, *map(str, arguments)], capture_output=True, text=True,
+                          check=False, timeout=120)
     return done.returncode, done.stdout, done.stderr
+
+
+def conclave(*arguments):
+    return program("conclave", *arguments)

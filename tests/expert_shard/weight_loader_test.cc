@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 
+#include "model/memory_plan.h"
 #include "tests/kernels/kernel_test_support.h"
 #include "tests/support/test_shard.h"
 

@@ -3,7 +3,7 @@
 ports, says so as they do, notes what happens to it in $FAKE_DIR/events, and stops on SIGTERM.
 
 FAKE_FAIL, FAKE_SILENT, FAKE_STUBBORN name the program that ends at once with an error, never
-becomes ready, or ignores SIGTERM.
+becomes ready, or ignores SIGTERM. FAKE_FAIL_CODE is what the first one ends with, 1 unless set.
 """
 import json
 import os
@@ -43,7 +43,7 @@ def main():
     if os.environ.get("FAKE_FAIL") == PROGRAM:
         print("an earlier line", file=sys.stderr)
         print(f"{PROGRAM}: the weights are broken", file=sys.stderr)
-        return 1
+        return int(os.environ.get("FAKE_FAIL_CODE", "1"))
     is_router = PROGRAM == "conclave-router"
     servers = [bind("--listen"), bind("--http_listen" if is_router else "--metrics_listen")]
     grpc, metrics = (f"127.0.0.1:{server.getsockname()[1]}" for server in servers)

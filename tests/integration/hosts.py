@@ -1,8 +1,9 @@
 """Hosts on one machine: network namespaces with an address each, names in a hosts file, and links
 between them that delay what they carry.
 
-The links are veth pairs on a bridge. The kernel delays (tc netem) where it can; where its netem is
-missing, the links are TUN devices and a thread of this process is the wire."""
+The links are veth pairs on a bridge, and the kernel delays (tc netem). Where it has not all of these,
+the links are TUN devices and a thread of this process is the wire. Where it has no TUN either, no
+network is made, and the reason names all that is missing."""
 import ctypes
 import fcntl
 import heapq
@@ -12,6 +13,7 @@ import select
 import shutil
 import struct
 import subprocess
+import tempfile
 import threading
 import time
 
@@ -24,29 +26,51 @@ PACKET_BYTES = 1500
 WITH_HOSTS = 'mount --bind "$0" /etc/hosts && exec "$@"'
 
 
+class Missing(Exception):
+    """What of the kernel, or of the tools, keeps a network from being made."""
+
+
+def attempt(*words):
+    """Why a command failed; None if it did not."""
+    if shutil.which(words[0]) is None:
+        return f"no {words[0]} command (Debian's package iproute2)"
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True,
+                          check=False)
+    if done.returncode == 0:
+        return None
+    said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    return said[0].strip()
+
+
 def ip(*words):
-    subprocess.run(["ip", *map(str, words)], check=True, capture_output=True, text=True)
+    reason = attempt("ip", *words)
+    if reason is not None:
+        raise OSError(f"ip {' '.join(map(str, words))}: {reason}")
 
 
 def why_not():
-    """Why namespaces cannot be made here; None if they can."""
-    if shutil.which("ip") is None:
-        return "no ip command here (Debian's package iproute2)"
+    """Why no network of hosts can be made here, not even without a delay; None if it can."""
     probe = f"cvprobe{os.getpid()}"
-    done = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True,
-                          check=False)
-    if done.returncode != 0:
-        return f"network namespaces are not allowed here: {done.stderr.strip()}"
-    done = subprocess.run(["ip", "netns", "exec", probe, "true"], capture_output=True, text=True,
-                          check=False)
-    subprocess.run(["ip", "netns", "del", probe], check=False)
-    if done.returncode != 0:
-        return f"programs cannot be run in a namespace here: {done.stderr.strip()}"
+    reason = attempt("ip", "netns", "add", probe)
+    if reason is not None:
+        return f"network namespaces: {reason}"
+    try:
+        reason = attempt("ip", "netns", "exec", probe, "true")
+        if reason is not None:
+            return f"programs in a namespace: {reason}"
+    finally:
+        attempt("ip", "netns", "del", probe)
+    try:
+        with tempfile.TemporaryDirectory(prefix="conclave_test_") as folder:
+            Hosts(folder, ["a", "b"], 0).close()
+    except Missing as missing:
+        return str(missing)
     return None
 
 
 class Hosts:
-    """names -> addresses 10.77.0.1, .2, ... Every packet is `delay` seconds on its way."""
+    """names -> addresses 10.77.0.1, .2, ... Every packet is `delay` seconds on its way. `wire` says
+    how. Raises Missing where the kernel lacks what that takes."""
 
     def __init__(self, folder, names, delay):
         self.names = list(names)
@@ -77,38 +101,48 @@ class Hosts:
     def build(self):
         for name in self.names:
             self.add_namespace(name)
-        self.connect_by_veth()
-        self.wire = "veth"
-        if self.delay > 0:
-            self.wire = "veth and netem"
-            if not all(self.add_netem(name) for name in self.names):
-                for name in self.names:
-                    ip("-n", self.namespace(name), "link", "del", "eth0")
-                self.switch = Switch(self)
-                self.wire = "TUN, delayed by this process (the kernel has no netem)"
+        lacking = self.connect_by_veth() or self.delay_by_netem()
+        if lacking is None:
+            self.wire = "veth and netem" if self.delay > 0 else "veth"
+            return
+        for name in self.names:  # those that there are
+            attempt("ip", "-n", self.namespace(name), "link", "del", "eth0")
+        try:
+            self.switch = Switch(self)
+        except OSError as error:
+            raise Missing(f"{lacking}; TUN: {error}") from error
+        self.wire = f"TUN, carried by this process ({lacking})"
 
     def connect_by_veth(self):
+        """None, or what the kernel lacks for it."""
         self.add_namespace("switch")
         inside = self.namespace("switch")
-        ip("-n", inside, "link", "add", "br0", "type", "bridge")
+        reason = attempt("ip", "-n", inside, "link", "add", "br0", "type", "bridge")
+        if reason is not None:
+            return f"bridge: {reason}"
         ip("-n", inside, "link", "set", "br0", "up")
         for i, name in enumerate(self.names):
-            ip("-n", inside, "link", "add", f"port{i}", "type", "veth", "peer", "name", "eth0",
-               "netns", self.namespace(name))
+            reason = attempt("ip", "-n", inside, "link", "add", f"port{i}", "type", "veth", "peer",
+                             "name", "eth0", "netns", self.namespace(name))
+            if reason is not None:
+                return f"veth: {reason}"
             ip("-n", inside, "link", "set", f"port{i}", "master", "br0", "up")
             self.configure(name, "eth0")
+        return None
+
+    def delay_by_netem(self):
+        """None, or what the kernel lacks for it. What leaves a host is held up, so that a round trip
+        has the delay twice."""
+        for name in self.names if self.delay > 0 else []:
+            reason = attempt("tc", "-n", self.namespace(name), "qdisc", "add", "dev", "eth0",
+                             "root", "netem", "delay", f"{round(self.delay * 1e6)}us")
+            if reason is not None:
+                return f"netem: {reason}"
+        return None
 
     def configure(self, name, device):
         ip("-n", self.namespace(name), "addr", "add", f"{self.address(name)}/24", "dev", device)
         ip("-n", self.namespace(name), "link", "set", device, "up")
-
-    def add_netem(self, name):
-        if shutil.which("tc") is None:
-            return False
-        done = subprocess.run(
-            ["tc", "-n", self.namespace(name), "qdisc", "add", "dev", "eth0", "root", "netem",
-             "delay", f"{round(self.delay * 1e6)}us"], capture_output=True, check=False)
-        return done.returncode == 0
 
     def argv(self, name, argv):
         return ["ip", "netns", "exec", self.namespace(name), "sh", "-c", WITH_HOSTS,
@@ -127,8 +161,7 @@ class Hosts:
         if switch is not None:
             switch.close()
         while self.made:
-            subprocess.run(["ip", "netns", "del", self.made.pop()], capture_output=True,
-                           check=False)
+            attempt("ip", "netns", "del", self.made.pop())
 
 
 class Switch:
@@ -137,11 +170,16 @@ class Switch:
     def __init__(self, hosts):
         self.delay = hosts.delay
         self.devices = {}  # packed address -> file descriptor
+        try:
+            for name in hosts.names:
+                packed = bytes(int(part) for part in hosts.address(name).split("."))
+                self.devices[packed] = self.open_device(hosts.namespace(name))
+                hosts.configure(name, "tun0")
+        except OSError:
+            for fd in self.devices.values():
+                os.close(fd)
+            raise
         self.stop_read, self.stop_write = os.pipe()
-        for name in hosts.names:
-            fd = self.open_device(hosts.namespace(name))
-            hosts.configure(name, "tun0")
-            self.devices[bytes(int(part) for part in hosts.address(name).split("."))] = fd
         self.thread = threading.Thread(target=self.carry, daemon=True)
         self.thread.start()
 
@@ -151,20 +189,25 @@ class Switch:
         made = []
 
         def make():
-            libc = ctypes.CDLL(None, use_errno=True)
-            with open(f"/run/netns/{namespace}", "rb") as target:
-                if libc.setns(target.fileno(), CLONE_NEWNET) != 0:
-                    return
-            fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-            fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", b"tun0", IFF_TUN | IFF_NO_PI))
-            made.append(fd)
+            try:
+                libc = ctypes.CDLL(None, use_errno=True)
+                with open(f"/run/netns/{namespace}", "rb") as target:
+                    if libc.setns(target.fileno(), CLONE_NEWNET) != 0:
+                        raise OSError(ctypes.get_errno(), "setns")
+                fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+                made.append(fd)
+                fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", b"tun0", IFF_TUN | IFF_NO_PI))
+            except OSError as error:
+                made.append(error)
 
         thread = threading.Thread(target=make)  # whose namespace ends with it
         thread.start()
         thread.join()
-        if not made:
-            raise OSError(f"no TUN device in {namespace}")
-        return made[0]
+        if not isinstance(made[-1], OSError):
+            return made[-1]
+        if len(made) == 2:
+            os.close(made[0])
+        raise made[-1]
 
     def carry(self):
         on_the_way, order = [], 0  # heap of (when it arrives, order, device, packet)

@@ -8,6 +8,7 @@ import hosts
 from harness import BIN_DIR, DEADLINE_SECONDS, SOURCE_DIR, IntegrationTest
 
 MODEL = SOURCE_DIR / "models" / "demo"
+LAYERS = json.loads((MODEL / "config.json").read_text())["num_hidden_layers"]
 TOKENS = 64
 PROMPT = ["What is 48 + 37 - 19 + 43?", "--temperature", 0, "--max_tokens", TOKENS, "--ignore_eos"]
 # Connects to the first address and prints the shortest time of a handshake, in ms.
@@ -29,13 +30,15 @@ class HostsTest(IntegrationTest):
         return running
 
     def start_cluster_on(self, network):
+        # They are on one kernel and see one another's memory, which hosts do not.
+        wire = ["--expert_transport", "grpc"]
         shards = [self.start_on(network, f"shard{i}", "conclave-expert-shard", "--listen",
                                 f"{network.address(f'shard{i}')}:50052", "--threads", 1,
-                                "--shard_index", i, "--num_shards", 2) for i in range(2)]
+                                "--shard_index", i, "--num_shards", 2, *wire) for i in range(2)]
         worker = self.start_on(
             network, "worker", "conclave-worker", "--listen", f"{network.address('worker')}:50051",
             "--threads", 1, "--kv_cache_tokens", 8192, "--shards",
-            ",".join(f"dns:///shard{i}.conclave.test:50052" for i in range(2)))
+            ",".join(f"dns:///shard{i}.conclave.test:50052" for i in range(2)), *wire)
         router = self.start_on(network, "router", "conclave-router", "--listen",
                                f"{network.address('router')}:50050", "--workers",
                                "dns:///worker.conclave.test:50051")
@@ -52,8 +55,12 @@ class HostsTest(IntegrationTest):
 
     def run_at(self, latency_ms):
         # Each packet is half of it on its way, so that a round trip has it once.
-        network = hosts.Hosts(self.dir, ["router", "worker", "shard0", "shard1"],
-                              latency_ms / 2000)
+        try:
+            network = hosts.Hosts(self.dir, ["router", "worker", "shard0", "shard1"],
+                                  latency_ms / 2000)
+        except hosts.Missing as missing:
+            print(f"\nSKIPPED: {latency_ms} ms added: {missing}", flush=True)
+            self.skipTest(str(missing))
         self.addCleanup(network.close)
         programs = self.start_cluster_on(network)
         done = network.run("worker", [sys.executable, "-c", ROUND_TRIP,
@@ -64,6 +71,8 @@ class HostsTest(IntegrationTest):
         begin = time.monotonic()
         ids = self.generate(network)
         seconds = time.monotonic() - begin
+        # Nothing went around the wire: a step waits for the shards in every layer.
+        self.assertGreater(seconds, (TOKENS - 1) * LAYERS * latency_ms / 1000)
         print(f"\n{latency_ms} ms added: round trip worker to shard {round_trip_ms:.2f} ms, "
               f"{len(ids) / seconds:.0f} tokens/s ({network.wire})", flush=True)
         for program in programs:

@@ -17,7 +17,9 @@ class PlanFlagsTest(harness.IntegrationTest):
                  ("--config", "qwen3-30b-a3b", "--gpu", "h100"),
                  ("--config", "qwen3-32b", "--gpu", "h100", "--gpus", 2),
                  ("--config", "qwen3-30b-a3b", "--cpu", "--hosts", 2, "--host_memory_gib", 64,
-                  "--host_bandwidth_gbs", 200)]
+                  "--host_bandwidth_gbs", 200),
+                 ("--config", "qwen3-30b-a3b", "--dtype", "int8", "--cpu", "--hosts", 2,
+                  "--host_memory_gib", 64, "--host_bandwidth_gbs", 200)]
         for arguments in plans:
             processes = self.planned(*arguments)
             self.assertGreaterEqual(len(processes), 2)

@@ -157,6 +157,12 @@ class SupervisorTest(IntegrationTest):
                     sum(event[1] == program for event in self.events("start")), 5)
                 self.assert_nothing_left()
 
+    def test_gives_up_at_once_on_wrong_flags(self):
+        cluster = self.up("--shards", 1, fail="conclave-worker", fail_code="2")
+        self.assertEqual(cluster.program.wait(), 1)
+        self.assertRegex(cluster.program.errors[-1], "worker-0 exited with code 2: .* broken$")
+        self.assertEqual(sum(e[1] == "conclave-worker" for e in self.events("start")), 1)
+
     def test_a_cluster_that_is_never_ready_is_stopped(self):
         cluster = self.up("--shards", 1, "--ready_seconds", 1, silent="conclave-worker")
         self.assertEqual(cluster.program.wait(), 1)

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "tests/support/status_matchers.h"
 
 namespace conclave {
@@ -31,6 +32,15 @@ TEST(DeviceTest, NamesParseBackUpToTheDetectedOne) {
 TEST(DeviceTest, UnknownWordIsAnError) {
   EXPECT_THAT(ParseCpuIsa("sse9"),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("isa is \"sse9\"")));
+}
+
+TEST(DeviceTest, NamesOfDevices) {
+  for (const char* name : {"cpu", "cuda", "cuda:0", "cuda:7"}) EXPECT_OK(CheckDeviceName(name));
+  for (const char* name : {"", "tpu", "cuda:", "cuda:-1", "cuda:x", "cpu:0"}) {
+    EXPECT_THAT(CheckDeviceName(name),
+                StatusIs(absl::StatusCode::kInvalidArgument,
+                         HasSubstr(absl::StrCat("device is \"", name, "\", want \"cpu\""))));
+  }
 }
 
 }  // namespace

@@ -51,6 +51,21 @@ TEST(ExpertListTest, FormatReadsBack) {
   EXPECT_EQ(FormatExpertList({}), "");
 }
 
+TEST(ExpertChoiceTest, IsAListOrAPlaceAmongShards) {
+  EXPECT_FALSE(ExpertChoice().IsGiven());
+  EXPECT_THAT(*ChosenExperts({.list = "1-2,5"}, 8), ElementsAre(1, 2, 5));
+  EXPECT_THAT(*ChosenExperts({.shard_index = 2, .num_shards = 3}, 8), ElementsAre(6, 7));
+  EXPECT_THAT(ChosenExperts({.list = "8"}, 8), StatusIs(StatusCode::kInvalidArgument));
+  const auto refuses = [](int index, int count, const char* words) {
+    EXPECT_THAT(ChosenExperts({.shard_index = index, .num_shards = count}, 8),
+                StatusIs(StatusCode::kInvalidArgument, HasSubstr(words)));
+  };
+  refuses(3, 3, "--shard_index is 3, want 0..2");
+  refuses(-1, 3, "--shard_index is -1, want 0..2");
+  refuses(0, 0, "--num_shards is 0, want 1..8");
+  refuses(0, 9, "--num_shards is 9, want 1..8");
+}
+
 TEST(ExpertPlacementTest, ListsReplicasInOrder) {
   const std::vector<ShardExperts> shards = {{2, {0, 1}}, {0, {1, 2}}, {1, {}}};
   ASSERT_OK_AND_ASSIGN(const ExpertPlacement placement, ExpertPlacement::Make(4, shards));

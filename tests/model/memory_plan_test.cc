@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "model/known_models.h"
@@ -82,6 +83,31 @@ TEST(MemoryPlanTest, StoredWeightsByKind) {
   config.quantization = WeightQuantization::kFp8Block128;
   config.intermediate_size = 1000;
   EXPECT_EQ(StoredWeightBytes(config).dense_mlp, 28 * 3 * (1000 * 1024 + 4 * 8 * 8));
+}
+
+// What PackedMatrix takes for matrices of odd sizes, by hand; whole models are in
+// plan_command_test.
+TEST(MemoryPlanTest, PackedWeightsByKind) {
+  ASSERT_OK_AND_ASSIGN(Qwen3Config config, KnownModel("qwen3-30b-a3b"));
+  config.num_hidden_layers = 1;
+  config.num_experts = 17;  // the gate: two panels of 16
+  config.moe_intermediate_size = 200;
+  for (const auto& [dtype, gate_up, down] :
+       {std::tuple(WeightDtype::kBf16, 400 * 2048 * 2, 2048 * 200 * 2),
+        // Inputs in groups of 256, 64 and 128; 200 of them are one, four and two groups.
+        std::tuple(WeightDtype::kInt8, 400 * 8 * 260, 2048 * 1 * 260),
+        std::tuple(WeightDtype::kInt4, 400 * 32 * 36, 2048 * 4 * 36),
+        std::tuple(WeightDtype::kFp8, 400 * 16 * 132, 2048 * 2 * 132)}) {
+    if (dtype == WeightDtype::kFp8) config.quantization = WeightQuantization::kFp8Block128;
+    const BytesByKind bytes = PackedWeightBytes(config, dtype);
+    EXPECT_EQ(bytes.one_expert, gate_up + down) << WeightDtypeName(dtype);
+    EXPECT_EQ(bytes.experts, 17 * bytes.one_expert);
+    EXPECT_EQ(PackedExpertBytes(config, 3, dtype), 3 * bytes.one_expert);
+    EXPECT_EQ(bytes.gates, 32 * 2048 * 2) << "always BF16";
+    EXPECT_EQ(bytes.norms, 4 * (2 * 2048 + 2 * 128 + 2048));
+    EXPECT_EQ(bytes.dense_mlp, 0);
+  }
+  EXPECT_EQ(LmHeadDtype(WeightDtype::kInt4), WeightDtype::kInt8);
 }
 
 TEST(MemoryPlanTest, RefusesWithTheArithmetic) {

@@ -138,7 +138,9 @@ TEST(RouterProcess, ErrorsAtTheStartAreOneLine) {
   expect_error({"--model", "/nonexistent", "--workers", "a:1", "--listen", "127.0.0.1:0"},
                "/nonexistent");
   expect_error({"--model", TestModelDir(), "--workers", "a:1", "--chat_template", "llama"},
-               "chat_template is \"llama\"");
+               "--chat_template: llama not in", 2);
+  expect_error({"--model", TestModelDir(), "--workers", "a:1", "--budget_ceilings", "/none.json"},
+               "--budget_ceilings: /none.json", 2);
   expect_error({"--model", TestModelDir(), "--workers", "a:1,a:1"}, "names a:1 twice", 2);
   expect_error({"--model", TestModelDir(), "--workers", "a:1", "--http_listen", "nonsense"},
                "nonsense", 2);

@@ -169,11 +169,16 @@ TEST_F(WorkerPoolTest, WorkersOfOneCheckpointStayTogether) {
 }
 
 TEST_F(WorkerPoolTest, NoticesALossAndAReturn) {
+  first_.SetDescription([](v1::WorkerDescription& d) { d.add_shards()->set_up(true); });
   MakePool({&first_});
   ASSERT_TRUE(WaitForUp(0));
+  EXPECT_EQ(pool_->Snapshot()[0].description().shards_size(), 1);
   first_.Stop();
   ASSERT_TRUE(WaitForUp(0, false));
   EXPECT_NE(pool_->Snapshot()[0].error(), "");
+  // Nobody knows whether its shards are still up.
+  EXPECT_FALSE(pool_->Snapshot()[0].description().ready());
+  EXPECT_EQ(pool_->Snapshot()[0].description().shards_size(), 0);
   first_.Start();
   ASSERT_TRUE(WaitForUp(0));
 }

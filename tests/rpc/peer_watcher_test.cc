@@ -7,13 +7,18 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_format.h"
 #include "absl/synchronization/mutex.h"
+#include "common/limits.h"
+#include "common/log.h"
 #include "tests/support/fake_resolver.h"
+#include "tests/support/status_matchers.h"
 
 namespace conclave {
 namespace {
 
 using testing::ElementsAre;
+using testing::HasSubstr;
 using Addresses = std::vector<std::string>;
 
 class PeerWatcherTest : public testing::Test {
@@ -118,6 +123,25 @@ TEST_F(PeerWatcherTest, ALossAsksAgainAtOnce) {
   resolver_->Set("dns:///w:1", Addresses{"b:1"});
   watcher_->LookAgain();
   EXPECT_THAT(Await({"b:1"}), ElementsAre("b:1"));
+}
+
+TEST_F(PeerWatcherTest, AddressesPastTheBoundAreLeftOutAloudOnce) {
+  Addresses all;
+  for (size_t i = 0; i < limits::kMaxPeersOfName + 44; ++i) {
+    all.push_back(absl::StrFormat("host-%03d:1", i));
+  }
+  resolver_->Set("dns:///w:1", all);
+  const Addresses used(all.begin(), all.begin() + limits::kMaxPeersOfName);
+  testing::internal::CaptureStderr();
+  ASSERT_OK(InitLog("test", "info"));
+  Watch({"dns:///w:1"});
+  EXPECT_EQ(Await(used), used);
+  AwaitLooks(3);
+  watcher_->Stop();
+  const std::string said = testing::internal::GetCapturedStderr();
+  const std::string warning = "dns:///w:1 has 300 addresses, and the first 256 are used";
+  EXPECT_THAT(said, HasSubstr(warning));
+  EXPECT_EQ(said.find(warning), said.rfind(warning)) << said;
 }
 
 }  // namespace

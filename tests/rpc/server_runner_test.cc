@@ -1,7 +1,5 @@
 #include "rpc/server_runner.h"
 
-#include <grpcpp/generic/generic_stub.h>
-#include <grpcpp/impl/codegen/sync_stream.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -15,6 +13,7 @@
 #include "rpc/channel.h"
 #include "rpc/grpc_status.h"
 #include "tests/rpc/test_certificate.h"
+#include "tests/support/raw_call.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/temp_dir.h"
 
@@ -77,44 +76,6 @@ absl::Status CallDescribe(const std::shared_ptr<grpc::Channel>& channel,
   return CallDescribe(channel, &context, wait_for_ready);
 }
 
-// The bytes a method answers to `request`, both in protobuf's wire format: health and reflection
-// come with gRPC's library, their generated code does not.
-std::string CallRaw(const std::shared_ptr<grpc::Channel>& channel, const std::string& method,
-                    const std::string& request) {
-  grpc::GenericStub stub(channel);
-  grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(absl::Now() + kPatience));
-  grpc::CompletionQueue queue;
-  void* tag = nullptr;
-  bool ok = false;
-  auto call = stub.PrepareCall(&context, method, &queue);
-  const grpc::Slice slice(request);
-  grpc::ByteBuffer response;
-  grpc::Status status;
-  call->StartCall(&call);
-  EXPECT_TRUE(queue.Next(&tag, &ok) && ok);
-  call->WriteLast(grpc::ByteBuffer(&slice, 1), {}, &call);
-  EXPECT_TRUE(queue.Next(&tag, &ok) && ok);
-  call->Read(&response, &call);
-  EXPECT_TRUE(queue.Next(&tag, &ok) && ok) << method;
-  call->Finish(&status, &call);
-  EXPECT_TRUE(queue.Next(&tag, &ok) && ok);
-  std::vector<grpc::Slice> slices;
-  std::string bytes;
-  EXPECT_TRUE(!response.Valid() || response.Dump(&slices).ok());
-  for (const grpc::Slice& piece : slices) {
-    bytes.append(reinterpret_cast<const char*>(piece.begin()), piece.size());
-  }
-  return bytes;
-}
-
-// HealthCheckResponse.status, field 1.
-constexpr char kServing[] = "\x08\x01";
-constexpr char kNotServing[] = "\x08\x02";
-std::string Health(const std::shared_ptr<grpc::Channel>& channel) {
-  return CallRaw(channel, "/grpc.health.v1.Health/Check", "");
-}
-
 TEST(ServerRunner, PicksAPortAndServes) {
   TestService service;
   ASSERT_OK_AND_ASSIGN(const auto server, StartServer(&service, "127.0.0.1:0"));
@@ -149,11 +110,9 @@ TEST(ServerRunner, IsAliveWhetherOrNotItServes) {
   TestService service;
   ASSERT_OK_AND_ASSIGN(const auto server, StartServer(&service, "127.0.0.1:0"));
   const auto channel = MakeChannel(server->address());
-  // HealthCheckRequest{service: "liveness"}: field 1.
-  const std::string request = absl::StrCat("\x0a\x08", kLivenessService);
   for (const bool serving : {false, true, false}) {
     server->SetServing(serving);
-    EXPECT_EQ(CallRaw(channel, "/grpc.health.v1.Health/Check", request), kServing);
+    EXPECT_EQ(Health(channel, kLivenessService), kServing);
   }
 }
 

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 
 #include "expert_shard/weight_loader.h"
+#include "model/memory_plan.h"
 #include "tests/support/test_shard.h"
 
 namespace conclave {
@@ -61,7 +62,7 @@ TEST(WorkerWeightsTest, TakeWhatThePlanSays) {
       for (const WeightDtype dtype : {WeightDtype::kBf16, WeightDtype::kInt8, WeightDtype::kInt4}) {
         // Stacked matrices (q, k and v) are padded once together, not once each: the plan may say
         // up to two panels of 16 rows more a layer, of at most 64 inputs and 4 bytes.
-        const int64_t planned = PackedWorkerBytes(config, dtype);
+        const int64_t planned = PackedWeightBytes(config, dtype).Worker();
         const int64_t taken = BytesOf(Load(model, dtype));
         EXPECT_GE(planned, taken) << WeightDtypeName(dtype);
         EXPECT_LE(planned - taken, config.num_hidden_layers * 2 * 16 * 64 * 4);

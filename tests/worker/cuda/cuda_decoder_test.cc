@@ -337,7 +337,7 @@ TEST_F(CudaWorkerTest, LocalAndRemoteExpertsTogetherGiveTheSameTokens) {
     TestShard shard(*std::move(runner), model, model.fingerprint());
     WorkerRuntimeOptions mixed = OnDevice(model.dir());
     mixed.shards = {shard.target()};
-    mixed.local_experts = "1,4-5,7";
+    mixed.local_experts.list = "1,4-5,7";
     EXPECT_EQ(Generate(mixed), Generate(OnDevice(model.dir())));
     EXPECT_GT(shard.batcher().pairs_computed(), 0);
   }
@@ -351,9 +351,9 @@ TEST_F(CudaWorkerTest, TwoWorkersServeEachOther) {
                     b_address = "unix:" + sockets.File("b");
   const std::vector<std::vector<uint32_t>> expected = Generate(OnDevice(model.dir()));
   WorkerRuntimeOptions a = OnDevice(model.dir()), b = a;
-  a.local_experts = "0-3";
+  a.local_experts.list = "0-3";
   a.shards = {b_address};
-  b.local_experts = "4-7";
+  b.local_experts.list = "4-7";
   b.shards = {a_address};
   TestWorker worker_a(a), worker_b(b);
   TestShard shard_a(worker_a.runtime().TakeServedExperts(), model, model.fingerprint(), a_address);
@@ -368,7 +368,7 @@ TEST_F(CudaWorkerTest, TwoWorkersServeEachOther) {
 TEST_F(CudaWorkerTest, ExpertsThatNobodyHoldsAreListed) {
   const TestModel model(Moe());
   WorkerRuntimeOptions options = OnDevice(model.dir());
-  options.local_experts = "0-3,6";
+  options.local_experts.list = "0-3,6";
   EXPECT_THAT(WorkerRuntime::Open(options),
               StatusIs(absl::StatusCode::kInvalidArgument,
                        HasSubstr("local_experts is 0-3,6, want experts 4-5,7 too")));
@@ -389,11 +389,11 @@ TEST_F(CudaWorkerTest, DummyWeightsNeedTheConfigAlone) {
   // And a shard's made-up experts are the worker's.
   const Qwen3Config config = Fp8Moe();
   TestModel unused(config);
-  options.local_experts = "0-3";
+  options.local_experts.list = "0-3";
   WorkerRuntimeOptions other = options;
   const TempDir sockets;
   options.shards = {"unix:" + sockets.File("b")};
-  other.local_experts = "4-7";
+  other.local_experts.list = "4-7";
   other.shards = {"unix:" + sockets.File("a")};
   TestWorker worker(options), holder(other);
   TestShard shard(holder.runtime().TakeServedExperts(), unused, DummyFingerprint(config),

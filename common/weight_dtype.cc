@@ -1,4 +1,4 @@
-#include "kernels/weight_dtype.h"
+#include "common/weight_dtype.h"
 
 #include "absl/strings/str_cat.h"
 

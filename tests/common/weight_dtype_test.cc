@@ -1,4 +1,4 @@
-#include "kernels/weight_dtype.h"
+#include "common/weight_dtype.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
