@@ -167,5 +167,7 @@ inline constexpr absl::Duration kHttpBodyTimeout = absl::Seconds(60);
 // A client that reads nothing for so long is gone.
 inline constexpr absl::Duration kHttpWriteTimeout = absl::Minutes(5);
 inline constexpr absl::Duration kDefaultDrainDeadline = absl::Seconds(30);
+// With the device lost there is nothing left to compute, only to say so to peers.
+inline constexpr absl::Duration kLostDeviceDrain = absl::Seconds(2);
 
 }  // namespace conclave::limits

@@ -295,7 +295,8 @@ absl::Status Run(const ShardOptions& options, const OpenDeviceExperts& open_devi
   if (absl::IsCancelled(loaded.status())) return absl::OkStatus();
   if (!loaded.ok()) return loaded.status();
   const size_t megabytes = (*loaded)->weight_bytes() / 1'000'000;
-  shard.Serve(ModelName(options.model), fingerprint, *std::move(loaded));
+  shard.Serve(ModelName(options.model), fingerprint, *std::move(loaded),
+              [&signals](const absl::Status& failure) { signals.Fail(failure); });
   server->SetServing(true);
   PrintReady();
   LOG_INFO("serving {} MB of experts on {}", megabytes, server->address());
@@ -303,8 +304,10 @@ absl::Status Run(const ShardOptions& options, const OpenDeviceExperts& open_devi
   signals.Wait();
   server->SetServing(false);
   shard.BeginDrain();
-  server->DrainAndStop(absl::Seconds(options.drain_seconds));
-  return absl::OkStatus();
+  const absl::Status failure = signals.failure();
+  server->DrainAndStop(failure.ok() ? absl::Seconds(options.drain_seconds)
+                                    : limits::kLostDeviceDrain);
+  return failure;
 }
 
 }  // namespace

@@ -26,9 +26,12 @@ ShardHost::~ShardHost() {
 }
 
 void ShardHost::Serve(const std::string& model_name, const std::string& fingerprint,
-                      std::unique_ptr<ExpertRunner> runner) {
+                      std::unique_ptr<ExpertRunner> runner,
+                      std::function<void(const absl::Status&)> on_device_failure) {
   runner_ = std::move(runner);
-  batcher_ = std::make_unique<TokenBatcher>(runner_.get(), &metrics_);
+  TokenBatcher::Options options;
+  options.on_device_failure = std::move(on_device_failure);
+  batcher_ = std::make_unique<TokenBatcher>(runner_.get(), &metrics_, std::move(options));
   const uint64_t epoch = NewPlacementEpoch();
   service_.Activate(MakeShardDescription(model_name, config_, fingerprint, *runner_, epoch),
                     DispatchRules(config_, runner_->expert_ids(), epoch), batcher_.get());

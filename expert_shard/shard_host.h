@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -26,9 +27,11 @@ class ShardHost {
   grpc::Service* service() { return &service_; }
 
   // The experts are loaded. `fingerprint` is the checkpoint's. Under an epoch that no earlier start
-  // had, so that a worker notices that this is another process than before. Call once.
+  // had, so that a worker notices that this is another process than before. `on_device_failure`:
+  // as of TokenBatcher. Call once.
   void Serve(const std::string& model_name, const std::string& fingerprint,
-             std::unique_ptr<ExpertRunner> runner);
+             std::unique_ptr<ExpertRunner> runner,
+             std::function<void(const absl::Status&)> on_device_failure);
 
   // As ExpertService::BeginDrain.
   void BeginDrain() { service_.BeginDrain(); }

@@ -63,6 +63,8 @@ absl::Status RunWorkerProcess(const WorkerProcessOptions& options) {
   const absl::Span<const int> pinned = ThreadCpus(options.placement, cpus);
   runtime_options.cpus.assign(pinned.begin(), pinned.end());
   ShutdownSignals signals;
+  const auto on_device_failure = [&signals](const absl::Status& failure) { signals.Fail(failure); };
+  runtime_options.on_device_failure = on_device_failure;
   ASSIGN_OR_RETURN(const HostPort metrics_listen, ParseHostPort(options.metrics_listen));
   // The runtime uses the metrics, the service the runtime, the server the service: each is declared
   // after what it uses.
@@ -89,7 +91,8 @@ absl::Status RunWorkerProcess(const WorkerProcessOptions& options) {
   RETURN_IF_ERROR(runtime->Load(
       metrics, [](absl::string_view progress) { LOG_INFO("loaded {}", std::string(progress)); }));
   if (shard != nullptr) {
-    shard->Serve(runtime->model().name(), runtime->fingerprint(), runtime->TakeServedExperts());
+    shard->Serve(runtime->model().name(), runtime->fingerprint(), runtime->TakeServedExperts(),
+                 on_device_failure);
   }
   service.SetEngine(&runtime->engine(), runtime->experts(), runtime->has_local_experts());
   {
@@ -98,9 +101,11 @@ absl::Status RunWorkerProcess(const WorkerProcessOptions& options) {
     service.StartDraining();
     if (shard != nullptr) shard->BeginDrain();
   }
-  LOG_INFO("draining for at most {}", absl::FormatDuration(options.drain));
-  server->DrainAndStop(options.drain);
-  return absl::OkStatus();
+  const absl::Status failure = signals.failure();
+  const absl::Duration drain = failure.ok() ? options.drain : limits::kLostDeviceDrain;
+  LOG_INFO("draining for at most {}", absl::FormatDuration(drain));
+  server->DrainAndStop(drain);
+  return failure;
 }
 
 }  // namespace conclave

@@ -262,6 +262,7 @@ absl::Status WorkerRuntime::Load(Metrics& metrics,
   engine.token_bytes = [this](uint32_t id) {
     return vocabulary_.has_value() ? vocabulary_->Bytes(id) : absl::string_view();
   };
+  engine.on_device_failure = options_.on_device_failure;
   model_.set_max_context(static_cast<uint32_t>(engine.limits.max_context));
   engine_ = std::make_unique<Engine>(std::move(engine), *decoder_, device_, *metrics_);
   return absl::OkStatus();

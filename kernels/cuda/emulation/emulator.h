@@ -69,6 +69,10 @@ void RunGrid(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
 
 inline void NoteAwaited() { current->has_awaited = true; }
 
+// From now on every call of the stand-in runtime that enqueues, records or waits fails, as all do
+// after a device's error that sticks; until told otherwise. Any thread, also a signal handler.
+void FailCalls(bool fail);
+
 // Every lane of the warp hands in `bytes` (at most 64) and sees what all 32 handed in: [32][64].
 const unsigned char* ExchangeInWarp(const void* value, size_t bytes, const char* file, int line);
 void WaitForBlock(const char* file, int line);
