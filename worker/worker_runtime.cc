@@ -92,6 +92,9 @@ absl::Status WorkerRuntime::CheckDevice() const {
   if (options_.load_format != "auto" && !is_dummy()) {
     return errors::OutOfRange("load_format", options_.load_format, "auto or dummy");
   }
+  if (on_cpu() && !options_.deterministic) {
+    return errors::OutOfRange("deterministic on the CPU", "false", "true: it always is");
+  }
   if (on_cpu()) {
     return !is_dummy() ? absl::OkStatus()
                        : absl::InvalidArgumentError(
@@ -233,6 +236,7 @@ absl::StatusOr<int64_t> WorkerRuntime::LoadOnDevice(
                             .max_running = options_.max_running,
                             .max_step_tokens = options_.max_step_tokens,
                             .programmatic_launch = options_.programmatic_launch,
+                            .deterministic = options_.deterministic,
                             .progress = [&](absl::string_view text) { progress(text); }}));
   decoder_ = std::move(opened.decoder);
   served_experts_ = std::move(opened.served_experts);

@@ -41,6 +41,7 @@ struct WorkerRuntimeOptions {
   std::string device = "cpu";           // or what open_device takes
   std::string load_format = "auto";     // "dummy": made-up weights, only config.json is read
   double gpu_memory_utilization = 0.9;  // with a device: the share of its memory to use
+  bool deterministic = true;            // with a device: as of DeviceDecoderRequest
   bool programmatic_launch = false;     // with a GPU: kernels begin while the ones before them end
   OpenDeviceDecoder open_device;        // empty: a build for the CPU alone
   // As of EngineOptions; set by the process.

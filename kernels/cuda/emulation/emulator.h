@@ -69,6 +69,10 @@ void RunGrid(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
 
 inline void NoteAwaited() { current->has_awaited = true; }
 
+// Runs `work` in its turn on the stream that has this handle, or records it: for a library that is
+// given a stream.
+void Enqueue(void* stream, std::function<void()> work);
+
 // From now on every call of the stand-in runtime that enqueues, records or waits fails, as all do
 // after a device's error that sticks; until told otherwise. Any thread, also a signal handler.
 void FailCalls(bool fail);

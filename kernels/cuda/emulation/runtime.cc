@@ -126,7 +126,12 @@ absl::Status Stream::Synchronize() const {
 
 absl::Status Stream::Enqueue(std::function<void()> work) const {
   RETURN_IF_ERROR(Works("a launch or copy"));
-  StreamState& state = StateOf(*this);
+  emulation::Enqueue(handle_, std::move(work));
+  return absl::OkStatus();
+}
+
+void emulation::Enqueue(void* stream, std::function<void()> work) {
+  StreamState& state = *static_cast<StreamState*>(stream);
   const std::lock_guard<std::mutex> lock(AllStreams().mutex);
   if (state.recording != nullptr) {
     state.recording->push_back(std::move(work));
@@ -134,7 +139,6 @@ absl::Status Stream::Enqueue(std::function<void()> work) const {
     state.waiting.push_back(std::move(work));
     ++state.num_enqueued;
   }
-  return absl::OkStatus();
 }
 
 template <MemoryKind kKind>
