@@ -326,7 +326,8 @@ absl::Status CudaDecoder::ExpertsHere(const StepShape& shape, int layer) {
                           .down_proj = weights.down_proj,
                           .intermediate = b.expert_intermediate,
                           .output = b.expert_rows,
-                          .max_pairs = shape.num_rows * config_.num_experts_per_tok},
+                          .max_pairs = shape.num_rows * config_.num_experts_per_tok,
+                          .may_use_wgmma = !options_.deterministic && options_.compute_major == 9},
                          b.stream);
 }
 

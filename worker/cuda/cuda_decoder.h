@@ -34,7 +34,8 @@ struct CudaDecoderOptions {
   // Decode steps are recorded as a CUDA graph for each bucket of batch sizes and contexts.
   bool graphs = true;
   bool programmatic_launch = false;  // see cuda::Stream
-  // False: large products by cuda::LibraryGemm, on a device of this compute capability.
+  // False: large products by cuda::LibraryGemm, experts of many rows by wgmma, as far as a device
+  // of this compute capability has them.
   bool deterministic = true;
   int compute_major = 0;
 };
@@ -49,7 +50,7 @@ cuda::LibraryGemmOptions CudaLibraryGemmOptions(const Qwen3Config& config,
 
 // The forward pass on a GPU. Rounds in the same places as the CPU's, in other orders of summing. A
 // row's result does not depend on the batch, the chunk or the graph it ran in: every op it uses
-// holds to that (kernels/cuda), but for cuda::LibraryGemm, which deterministic=false lets in.
+// holds to that (kernels/cuda), but for what deterministic=false lets in.
 class CudaDecoder final : public StepDecoder {
  public:
   // `config` and `experts` are borrowed. `experts` runs those that `weights` has not, on the host

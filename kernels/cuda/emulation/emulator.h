@@ -87,6 +87,16 @@ void CopyAsync(void* shared, const void* global, size_t bytes, bool zero_fill);
 void CommitCopies();
 void WaitForCopies(int groups_in_flight);
 
+// wgmma: `multiply` is one thread's part of a product. As with CopyAsync, done when it is issued or
+// not before it is waited for, by the thread block; aborts if the thread's own copies, which it may
+// read, were not fenced, or at the end were never waited for.
+void IssueMatrix(std::function<void()> multiply);
+void CommitMatrices();
+void WaitForMatrices(int groups_in_flight);
+void FenceTiles();
+// Aborts, naming the kernel, unless it holds.
+void Expect(bool condition, const char* what);
+
 template <typename T>
 T FromLane(const unsigned char* slots, unsigned lane) {
   T value;
