@@ -61,6 +61,7 @@ struct ShardOptions {
   std::string device = "cpu";
   std::string load_format = "auto";
   double gpu_memory_utilization = 0.9;
+  bool deterministic = true;
   CpuPlacementOptions placement;
   int threads = 0;
   double drain_seconds = absl::ToDoubleSeconds(limits::kDefaultDrainDeadline);
@@ -95,6 +96,11 @@ void AddFlags(CLI::App* app, ShardOptions* options) {
   app->add_option("--gpu_memory_utilization", options->gpu_memory_utilization,
                   "Share of the GPU's memory for weights and workspace")
       ->capture_default_str();
+  app->add_option(
+         "--deterministic", options->deterministic,
+         "true: a row's result does not depend on the batch it was in; false, on a GPU: large "
+         "batches by kernels that do")
+      ->capture_default_str();
   app->add_option("--cpus", options->placement.cpus, "CPUs to run on, as 0-15,32-47");
   app->add_option("--numa_node", options->placement.numa_node,
                   "NUMA node whose CPUs and memory to use");
@@ -125,7 +131,7 @@ std::vector<FlagGroup> Groups() {
             "--tls_cert_file", "--tls_key_file"}},
           {"Compute",
            {"--device", "--threads", "--cpu_isa", "--weight_dtype", "--cpus", "--numa_node",
-            "--load_format", "--gpu_memory_utilization"}},
+            "--load_format", "--gpu_memory_utilization", "--deterministic"}},
           {"Load", {"--drain_seconds"}},
           {"Logs", {"--log_level", "--log_format"}}};
 }
@@ -159,6 +165,9 @@ absl::Status CheckDeviceFlags(const ShardOptions& options) {
   if (!(options.gpu_memory_utilization > 0 && options.gpu_memory_utilization <= 1)) {
     return errors::OutOfRange("--gpu_memory_utilization", options.gpu_memory_utilization,
                               "above 0, at most 1");
+  }
+  if (options.device == "cpu" && !options.deterministic) {
+    return errors::OutOfRange("--deterministic on the CPU", "false", "true: it always is");
   }
   if (options.device == "cpu") {
     if (options.load_format == "auto") return absl::OkStatus();
@@ -242,6 +251,7 @@ absl::StatusOr<std::unique_ptr<ExpertRunner>> LoadRunner(
                         .checkpoint = checkpoint.get(),
                         .expert_ids = experts,
                         .memory_utilization = options.gpu_memory_utilization,
+                        .deterministic = options.deterministic,
                         .say = [](absl::string_view text) { LOG_INFO("{}", std::string(text)); },
                         .progress = LogProgress(signals)});
   }

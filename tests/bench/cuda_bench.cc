@@ -3,8 +3,7 @@
 //
 //   cuda_bench [DEVICE [TFLOPS]]      the peak in dense BF16: H100 SXM 989 (default), H20 148, A100
 //   312
-//   cuda_bench --deterministic=false [DEVICE [TFLOPS]]      the products also by cuBLASLt, beside
-//   ours
+//   cuda_bench --deterministic=false [DEVICE [TFLOPS]]      beside them cuBLASLt and wgmma
 
 #include <algorithm>
 #include <cstdio>
@@ -44,7 +43,9 @@ class Bench {
   const Stream& stream() const { return stream_; }
   // Null: only our own kernels are measured.
   LibraryGemm* library() const { return library_.get(); }
+  bool has_wgmma() const { return has_wgmma_; }
   absl::Status OpenLibrary(const LibraryGemmOptions& options) {
+    has_wgmma_ = options.compute_major == 9;
     ASSIGN_OR_RETURN(library_, LibraryGemm::Create(options));
     return absl::OkStatus();
   }
@@ -134,6 +135,7 @@ class Bench {
   double bandwidth_ = 1;
   std::vector<DeviceMemory> memory_;
   std::unique_ptr<LibraryGemm> library_;
+  bool has_wgmma_ = false;
 };
 
 const char* NameOf(WeightFormat format) { return format == WeightFormat::kBf16 ? "" : " fp8"; }
@@ -215,17 +217,20 @@ absl::Status BenchExperts(Bench& bench, WeightFormat format) {
                              static_cast<double>(used * (gate_up_size + down_size)) +
                          2.0 * static_cast<double>(pairs * (2 * kHidden + 2 * kWidth));
     const double flops = 2.0 * static_cast<double>(pairs * (gate_up_size + down_size));
-    RETURN_IF_ERROR(bench.Report("experts" + tokens, bytes, flops, [&](int) {
-      return ExpertFfn({.hidden_states = hidden,
-                        .pair_rows = pair_rows,
-                        .expert_offsets = offsets,
-                        .gate_up_proj = gate_up,
-                        .down_proj = down,
-                        .intermediate = intermediate,
-                        .output = output,
-                        .max_pairs = pairs},
-                       bench.stream());
-    }));
+    DeviceExpertFfnArgs ffn = {.hidden_states = hidden,
+                               .pair_rows = pair_rows,
+                               .expert_offsets = offsets,
+                               .gate_up_proj = gate_up,
+                               .down_proj = down,
+                               .intermediate = intermediate,
+                               .output = output,
+                               .max_pairs = pairs};
+    RETURN_IF_ERROR(bench.Report("experts" + tokens, bytes, flops,
+                                 [&](int) { return ExpertFfn(ffn, bench.stream()); }));
+    if (!bench.has_wgmma() || format != WeightFormat::kBf16) continue;
+    ffn.kernel = GemmKernel::kWgmma;
+    RETURN_IF_ERROR(bench.Report("experts" + tokens + " (wgmma)", bytes, flops,
+                                 [&](int) { return ExpertFfn(ffn, bench.stream()); }));
   }
   return absl::OkStatus();
 }

@@ -98,6 +98,8 @@ TEST_F(ShardProcessTest, StartErrorsAreOneLineAndAStatus) {
       {2, Args({"--experts", "0", "--drain_seconds", "-1"}), "--drain_seconds is -1"},
       {2, Args({"--experts", "0", "--load_format", "zero"}), "want auto or dummy"},
       {2, Args({"--experts", "0", "--load_format", "dummy"}), "needs --device=cuda"},
+      {2, Args({"--experts", "0", "--deterministic", "false"}),
+       "--deterministic on the CPU is false"},
       {2, Args({"--experts", "0", "--device", "cuda", "--gpu_memory_utilization", "1.5"}), "1.5"},
       {2, Args({"--experts", "0", "--device", "cuda", "--weight_dtype", "int8"}), "int8"},
       // Without a build for GPUs, without a GPU, or without that one.

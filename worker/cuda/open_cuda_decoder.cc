@@ -105,7 +105,8 @@ absl::StatusOr<DeviceDecoder> OpenCudaDecoder(const DeviceDecoderRequest& reques
   DeviceDecoder opened;
   if (request.serve_experts) {
     ASSIGN_OR_RETURN(opened.served_experts,
-                     MakeCudaExpertRunner(config, weights.experts, info.ordinal));
+                     MakeCudaExpertRunner(config, weights.experts, info.ordinal,
+                                          !request.deterministic && info.compute_major == 9));
   }
   ASSIGN_OR_RETURN(opened.decoder,
                    CudaDecoder::Create(config, std::move(weights), plan.decoder, request.experts));

@@ -210,12 +210,13 @@ TEST_F(LibraryDecoderTest, LogitsAreTheCpus) {
   for (const Qwen3Config& config : {Dense(), AllExperts(Moe()), Fp8Dense()}) {
     Decoders decoders(config, /*graphs=*/true, true, /*deterministic=*/false);
     const Tokens tokens;
-    // Prompts of more rows than our kernels keep, a whole number of fours and not, then few rows.
+    // Prompts of more rows than our kernels keep, a whole number of fours and not, enough for wgmma
+    // in experts that every token goes to, then few rows.
     StepBatch first, second, third;
-    tokens.Add(first, 0, 0, 40, true);
+    tokens.Add(first, 0, 0, 65, true);
     tokens.Add(first, 1, 0, 5);
     tokens.Add(second, 1, 5, 36);
-    tokens.Add(third, 0, 40, 1);
+    tokens.Add(third, 0, 65, 1);
     tokens.Add(third, 1, 41, 1);
     const bool fp8 = config.quantization == WeightQuantization::kFp8Block128;
 #if defined(CONCLAVE_CUDA_EMULATION)
@@ -228,7 +229,7 @@ TEST_F(LibraryDecoderTest, LogitsAreTheCpus) {
     }
 #if defined(CONCLAVE_CUDA_EMULATION)
     // Two layers of two steps: qkv and o, in a dense model gate_up and down too, then the LM head
-    // of the first step's 41 rows, which is in BF16.
+    // of 64 of the first step's 66 rows, which is in BF16.
     const int64_t layers = config.num_experts > 0 ? 8 : 16;
     EXPECT_EQ(products() - products_before, layers + 1);
     EXPECT_EQ(fp8_products() - fp8_before, fp8 ? layers : 0);
