@@ -38,10 +38,7 @@ GemmArgs ArgsFor(const DeviceMatrix& matrix) {
 absl::Status LaunchGemm(const GemmArgs& args, WeightFormat format, bool swiglu, int64_t max_rows,
                         GemmKernel kernel, const Stream& stream) {
   if (kernel == GemmKernel::kWgmma) {
-    if (format != WeightFormat::kBf16) {
-      return absl::InvalidArgumentError("kernel is wgmma with FP8 weights, want BF16");
-    }
-    return LaunchWgmmaGemm(args, swiglu, max_rows, stream);
+    return LaunchWgmmaGemm(args, format, swiglu, max_rows, stream);
   }
   const bool tiled = kernel == GemmKernel::kAuto ? max_rows >= kTiledRows * args.num_groups
                                                  : kernel == GemmKernel::kTiled;
@@ -87,7 +84,6 @@ absl::Status ExpertFfn(const DeviceExpertFfnArgs& args, const Stream& stream) {
                                 {"output", args.output}}));
   GemmKernel kernel = args.kernel;
   if (kernel == GemmKernel::kAuto && args.may_use_wgmma &&
-      args.gate_up_proj.format == WeightFormat::kBf16 &&
       args.max_pairs >= kWgmmaRows * args.gate_up_proj.num_matrices) {
     kernel = GemmKernel::kWgmma;
   }

@@ -66,7 +66,7 @@ struct DeviceExpertFfnArgs {
   // At least expert_offsets[num_experts], which only the device knows; sizes the launch.
   int64_t max_pairs = 0;
   GemmKernel kernel = GemmKernel::kAuto;
-  // Lets kAuto choose wgmma for many pairs in BF16: a pair's bits then depend on how many there
+  // Lets kAuto choose wgmma for many pairs: a pair's bits then depend on how many there
   // are.
   bool may_use_wgmma = false;
 };

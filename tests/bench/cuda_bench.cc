@@ -227,7 +227,7 @@ absl::Status BenchExperts(Bench& bench, WeightFormat format) {
                                .max_pairs = pairs};
     RETURN_IF_ERROR(bench.Report("experts" + tokens, bytes, flops,
                                  [&](int) { return ExpertFfn(ffn, bench.stream()); }));
-    if (!bench.has_wgmma() || format != WeightFormat::kBf16) continue;
+    if (!bench.has_wgmma()) continue;
     ffn.kernel = GemmKernel::kWgmma;
     RETURN_IF_ERROR(bench.Report("experts" + tokens + " (wgmma)", bytes, flops,
                                  [&](int) { return ExpertFfn(ffn, bench.stream()); }));
