@@ -3,6 +3,11 @@
 #include "common/id_list.h"
 
 namespace conclave::errors {
+namespace {
+
+constexpr char kDeviceFailure[] = "conclave/device_failure";
+
+}  // namespace
 
 absl::Status PromptTooLong(int64_t prompt_tokens, int64_t max_tokens, int64_t max_context) {
   return absl::InvalidArgumentError(
@@ -52,6 +57,21 @@ absl::Status WeightDtypeMismatch(absl::string_view target, absl::string_view fou
 absl::Status StalePlacement(uint64_t epoch_assumed, uint64_t epoch_now) {
   return absl::FailedPreconditionError(
       absl::StrCat("placement_epoch is ", epoch_assumed, ", want ", epoch_now));
+}
+
+absl::Status DeviceFailure(absl::string_view what) {
+  absl::Status status = absl::InternalError(what);
+  status.SetPayload(kDeviceFailure, absl::Cord());
+  return status;
+}
+
+bool IsDeviceFailure(const absl::Status& status) {
+  return status.GetPayload(kDeviceFailure).has_value();
+}
+
+absl::Status LostDevice(absl::string_view process, const absl::Status& failure) {
+  return absl::UnavailableError(
+      absl::StrCat(process, " has lost its device and ends: ", failure.message()));
 }
 
 absl::Status BadCheckpoint(absl::string_view file, absl::string_view tensor,

@@ -46,6 +46,15 @@ absl::Status WeightDtypeMismatch(absl::string_view target, absl::string_view fou
 // FAILED_PRECONDITION: the sender's placement is stale; Describe again, then resend.
 absl::Status StalePlacement(uint64_t epoch_assumed, uint64_t epoch_now);
 
+// INTERNAL: a call to the device failed, whose state nobody knows from then on: the process that
+// uses it has to end. Told from other INTERNALs by IsDeviceFailure as long as it stays inside the
+// process; the wire does not carry the difference.
+absl::Status DeviceFailure(absl::string_view what);
+bool IsDeviceFailure(const absl::Status& status);
+
+// UNAVAILABLE: what the process answers from then on; try another.
+absl::Status LostDevice(absl::string_view process, const absl::Status& failure);
+
 // DATA_LOSS: file, tensor (may be empty), what was found, what was wanted.
 absl::Status BadCheckpoint(absl::string_view file, absl::string_view tensor,
                            absl::string_view found, absl::string_view wanted);

@@ -171,5 +171,7 @@ inline constexpr absl::Duration kHttpWriteTimeout = absl::Minutes(5);
 inline constexpr absl::Duration kDefaultDrainDeadline = absl::Seconds(30);
 // A day, longer than any answer takes. The same for every server: `conclave up` hands its own on.
 inline constexpr double kMaxDrainSeconds = 86'400;
+// With the device lost there is nothing left to compute, only to say so to peers.
+inline constexpr absl::Duration kLostDeviceDrain = absl::Seconds(2);
 
 }  // namespace conclave::limits

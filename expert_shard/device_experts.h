@@ -20,6 +20,8 @@ struct DeviceExpertsRequest {
   const Checkpoint* checkpoint = nullptr;  // null: made-up weights
   std::vector<int> expert_ids;             // rising global ids
   double memory_utilization = 0.9;         // share of the device's memory to use
+  // False: what is faster may be used, also if a pair's bits then depend on the batch.
+  bool deterministic = true;
   std::function<void(absl::string_view)> say;
   LoadProgress progress = {};  // may be empty
 };

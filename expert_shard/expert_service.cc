@@ -84,7 +84,7 @@ grpc::ServerUnaryReactor* ExpertService::Describe(grpc::CallbackServerContext* c
   const Active* active = active_.load(std::memory_order_acquire);
   if (active != nullptr) {
     *response = active->description;
-    response->set_ready(!draining_.load());
+    response->set_ready(!draining_.load() && active->parts.batcher->health().ok());
     response->set_rows_computed(static_cast<uint64_t>(active->parts.batcher->pairs_computed()));
   }
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();

@@ -60,6 +60,7 @@ struct ShardOptions {
   std::string device = "cpu";
   std::string load_format = "auto";
   double gpu_memory_utilization = 0.9;
+  bool deterministic = true;
   CpuPlacementOptions placement;
   int threads = 0;
   double drain_seconds = absl::ToDoubleSeconds(limits::kDefaultDrainDeadline);
@@ -100,6 +101,11 @@ void AddFlags(CLI::App* app, ShardOptions* options) {
                   "Share of the GPU's memory for weights and workspace")
       ->check(CLI::Range(0.01, 1.0))
       ->capture_default_str();
+  app->add_option(
+         "--deterministic", options->deterministic,
+         "true: a row's result does not depend on the batch it was in; false, on a GPU: large "
+         "batches by kernels that do")
+      ->capture_default_str();
   app->add_option("--cpus", options->placement.cpus, "CPUs to run on, as 0-15,32-47");
   app->add_option("--numa_node", options->placement.numa_node,
                   "NUMA node whose CPUs and memory to use")
@@ -132,7 +138,7 @@ std::vector<FlagGroup> Groups() {
             "--tls_cert_file", "--tls_key_file"}},
           {"Compute",
            {"--device", "--threads", "--cpu_isa", "--weight_dtype", "--cpus", "--numa_node",
-            "--load_format", "--gpu_memory_utilization"}},
+            "--load_format", "--gpu_memory_utilization", "--deterministic"}},
           {"Load", {"--drain_seconds"}},
           {"Logs", {"--log_level", "--log_format"}}};
 }
@@ -147,6 +153,9 @@ absl::StatusOr<std::vector<int>> ChooseExperts(const ShardOptions& options,
 }
 
 absl::Status CheckDeviceFlags(const ShardOptions& options) {
+  if (options.device == "cpu" && !options.deterministic) {
+    return errors::OutOfRange("--deterministic on the CPU", "false", "true: it always is");
+  }
   if (options.device == "cpu") {
     if (options.load_format == "auto") return absl::OkStatus();
     return absl::InvalidArgumentError(
@@ -232,6 +241,7 @@ absl::StatusOr<std::unique_ptr<ExpertRunner>> LoadRunner(
                         .checkpoint = checkpoint.get(),
                         .expert_ids = experts,
                         .memory_utilization = options.gpu_memory_utilization,
+                        .deterministic = options.deterministic,
                         .say = [](absl::string_view text) { LOG_INFO("{}", std::string(text)); },
                         .progress = LogProgress(signals)});
   }
@@ -285,7 +295,8 @@ absl::Status Run(const ShardOptions& options, const OpenDeviceExperts& open_devi
   if (absl::IsCancelled(loaded.status())) return absl::OkStatus();
   if (!loaded.ok()) return loaded.status();
   const size_t megabytes = (*loaded)->weight_bytes() / 1'000'000;
-  shard.Serve(ModelName(options.model), fingerprint, *std::move(loaded));
+  shard.Serve(ModelName(options.model), fingerprint, *std::move(loaded),
+              [&signals](const absl::Status& failure) { signals.Fail(failure); });
   server->SetServing(true);
   PrintReady();
   LOG_INFO("serving {} MB of experts on {}", megabytes, server->address());
@@ -293,8 +304,10 @@ absl::Status Run(const ShardOptions& options, const OpenDeviceExperts& open_devi
   signals.Wait();
   server->SetServing(false);
   shard.BeginDrain();
-  server->DrainAndStop(absl::Seconds(options.drain_seconds));
-  return absl::OkStatus();
+  const absl::Status failure = signals.failure();
+  server->DrainAndStop(failure.ok() ? absl::Seconds(options.drain_seconds)
+                                    : limits::kLostDeviceDrain);
+  return failure;
 }
 
 }  // namespace

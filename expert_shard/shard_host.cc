@@ -29,9 +29,12 @@ ShardHost::~ShardHost() {
 }
 
 void ShardHost::Serve(const std::string& model_name, const std::string& fingerprint,
-                      std::unique_ptr<ExpertRunner> runner) {
+                      std::unique_ptr<ExpertRunner> runner,
+                      std::function<void(const absl::Status&)> on_device_failure) {
   runner_ = std::move(runner);
-  batcher_ = std::make_unique<TokenBatcher>(runner_.get(), &metrics_);
+  TokenBatcher::Options options;
+  options.on_device_failure = std::move(on_device_failure);
+  batcher_ = std::make_unique<TokenBatcher>(runner_.get(), &metrics_, std::move(options));
   service_.Activate(
       MakeShardDescription(model_name, config_, fingerprint, *runner_, placement_epoch_),
       DispatchRules(config_, runner_->expert_ids(), placement_epoch_), batcher_.get());

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -30,9 +31,11 @@ class ShardHost {
   // a worker notices that this is another process than before, or that it is its own.
   uint64_t placement_epoch() const { return placement_epoch_; }
 
-  // The experts are loaded. `fingerprint` is the checkpoint's. Call once.
+  // The experts are loaded. `fingerprint` is the checkpoint's, `on_device_failure` as of
+  // TokenBatcher. Call once.
   void Serve(const std::string& model_name, const std::string& fingerprint,
-             std::unique_ptr<ExpertRunner> runner);
+             std::unique_ptr<ExpertRunner> runner,
+             std::function<void(const absl::Status&)> on_device_failure);
 
   // As ExpertService::BeginDrain.
   void BeginDrain() { service_.BeginDrain(); }

@@ -7,6 +7,7 @@
 #include "absl/algorithm/container.h"
 #include "common/errors.h"
 #include "common/log.h"
+#include "common/status_macros.h"
 
 namespace conclave {
 namespace {
@@ -36,7 +37,7 @@ const BFloat16* MergeRows(std::vector<QueuedDispatch>& batch, BufferPool& pool,
 TokenBatcher::TokenBatcher(ExpertRunner* runner, ShardMetrics* metrics, Options options)
     : runner_(runner),
       metrics_(metrics),
-      options_(options),
+      options_(std::move(options)),
       rendezvous_(runner->sparse_of_layer()),
       thread_([this] { ThreadMain(); }) {}
 
@@ -45,6 +46,7 @@ TokenBatcher::~TokenBatcher() { Stop(); }
 absl::Status TokenBatcher::Submit(QueuedDispatch dispatch) {
   {
     absl::MutexLock lock(&mutex_);
+    RETURN_IF_ERROR(health_);
     if (stopping_) return errors::Draining("expert shard");
     if (queue_.size() >= static_cast<size_t>(options_.max_queued_dispatches)) {
       return errors::Overloaded("dispatch queue", options_.max_queued_dispatches);
@@ -118,6 +120,7 @@ void TokenBatcher::ThreadMain() {
       continue;
     }
     // What came too late is answered without computing it.
+    const absl::Status well = health();
     const absl::Time now = absl::Now();
     Batch timely;
     for (QueuedDispatch& dispatch : batch) {
@@ -125,12 +128,19 @@ void TokenBatcher::ThreadMain() {
         dispatch.done(absl::CancelledError("the stream ended"));
       } else if (dispatch.deadline <= now) {
         dispatch.done(absl::DeadlineExceededError("the dispatch's deadline passed in the queue"));
+      } else if (!well.ok()) {
+        dispatch.done(well);
       } else {
         timely.push_back(std::move(dispatch));
       }
     }
     if (!timely.empty()) Compute(std::move(timely));
   }
+}
+
+absl::Status TokenBatcher::health() {
+  absl::MutexLock lock(&mutex_);
+  return health_;
 }
 
 bool TokenBatcher::Stopping() {
@@ -193,6 +203,18 @@ TokenBatcher::Batch TokenBatcher::TakeLayer(uint32_t layer) {
   return batch;
 }
 
+absl::Status TokenBatcher::OnRunFailed(int layer, const absl::Status& status) {
+  LOG_ERROR("a batch of layer {} failed: {}", layer, status.ToString());
+  if (!errors::IsDeviceFailure(status)) return status;
+  const absl::Status lost = errors::LostDevice("expert shard", status);
+  {
+    absl::MutexLock lock(&mutex_);
+    health_ = lost;
+  }
+  if (options_.on_device_failure) options_.on_device_failure(status);
+  return lost;
+}
+
 void TokenBatcher::Compute(Batch batch) {
   const absl::Time start = absl::Now();
   const int layer = static_cast<int>(batch[0].frame.header.layer());
@@ -209,10 +231,10 @@ void TokenBatcher::Compute(Batch batch) {
   const int64_t num_pairs = static_cast<int64_t>(pairs_.pair_rows.size());
   const std::shared_ptr<uint8_t> output = pool_.Take(num_pairs * row_values * sizeof(BFloat16));
   auto* rows = reinterpret_cast<BFloat16*>(output.get());
-  const absl::Status status =
+  absl::Status status =
       runner_->Run(layer, hidden_states, num_rows, pairs_.pair_rows, pairs_.pair_experts, rows);
   const absl::Duration compute_time = absl::Now() - start;
-  if (!status.ok()) LOG_ERROR("a batch of layer {} failed: {}", layer, status.ToString());
+  if (!status.ok()) status = OnRunFailed(layer, status);
 
   pairs_computed_.fetch_add(num_pairs, std::memory_order_relaxed);
   metrics_->rows_total.Increment(static_cast<double>(num_pairs));

@@ -69,6 +69,9 @@ class TokenBatcher {
     // A batch takes no further dispatch past this many pairs.
     int64_t max_batch_pairs = limits::kMaxExpertBatchPairs;
     bool wait_for_others = true;
+    // Told once, by the batcher's thread, when the runner's device has failed
+    // (errors::IsDeviceFailure); may be empty, must not block.
+    std::function<void(const absl::Status&)> on_device_failure;
   };
 
   // `runner` is used by the batcher's thread alone from now on; all are borrowed.
@@ -79,9 +82,10 @@ class TokenBatcher {
   TokenBatcher(const TokenBatcher&) = delete;
   TokenBatcher& operator=(const TokenBatcher&) = delete;
 
-  // Does not block. ResourceExhausted when the queue is full, Unavailable after Stop; `done` is
-  // not called then. Otherwise `done` gets the rows, or DeadlineExceeded if the deadline passed
-  // before the dispatch's turn came, or Cancelled if it was abandoned.
+  // Does not block. ResourceExhausted when the queue is full, Unavailable after Stop or once the
+  // device has failed; `done` is not called then. Otherwise `done` gets the rows, or
+  // DeadlineExceeded if the deadline passed before the dispatch's turn came, or Cancelled if it was
+  // abandoned.
   absl::Status Submit(QueuedDispatch dispatch);
 
   // A worker whose dispatches may meet those of others, until it is removed. Any thread.
@@ -101,6 +105,9 @@ class TokenBatcher {
   // Answers what is queued, then ends the thread. Blocks. May be called more than once.
   void Stop();
 
+  // Unavailable for good once the device has failed: nothing is computed any more.
+  absl::Status health();
+
   int64_t pairs_computed() const { return pairs_computed_.load(std::memory_order_relaxed); }
 
  private:
@@ -115,6 +122,8 @@ class TokenBatcher {
   Batch TakeLayer(uint32_t layer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Stopping();
   void Compute(Batch batch);
+  // What dispatches are answered with after a Run that failed.
+  absl::Status OnRunFailed(int layer, const absl::Status& status);
 
   ExpertRunner* const runner_;
   ShardMetrics* const metrics_;
@@ -133,6 +142,7 @@ class TokenBatcher {
   Rendezvous rendezvous_ ABSL_GUARDED_BY(mutex_);
   uint64_t last_worker_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Status health_ ABSL_GUARDED_BY(mutex_);
   absl::Mutex join_mutex_;
   std::thread thread_ ABSL_GUARDED_BY(join_mutex_);
 };

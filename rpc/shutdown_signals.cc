@@ -27,13 +27,29 @@ void ShutdownSignals::ThreadMain() {
   while (true) {
     int number = 0;
     if (sigwait(&signals_, &number) != 0 || stopping_.load()) return;
-    if (requested_.HasBeenNotified()) {
-      LOG_WARNING("signal {} while shutting down: exiting without finishing", number);
-      _exit(1);
+    {
+      absl::MutexLock lock(&mutex_);
+      if (!requested_.HasBeenNotified()) {
+        LOG_INFO("signal {}: shutting down", number);
+        requested_.Notify();
+        continue;
+      }
     }
-    LOG_INFO("signal {}: shutting down", number);
-    requested_.Notify();
+    LOG_WARNING("signal {} while shutting down: exiting without finishing", number);
+    _exit(1);
   }
+}
+
+void ShutdownSignals::Fail(const absl::Status& failure) {
+  absl::MutexLock lock(&mutex_);
+  if (requested_.HasBeenNotified()) return;
+  failure_ = failure;
+  requested_.Notify();
+}
+
+absl::Status ShutdownSignals::failure() {
+  absl::MutexLock lock(&mutex_);
+  return failure_;
 }
 
 }  // namespace conclave

@@ -5,6 +5,9 @@
 #include <atomic>
 #include <thread>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 
 namespace conclave {
@@ -23,8 +26,13 @@ class ShutdownSignals {
   ShutdownSignals(const ShutdownSignals&) = delete;
   ShutdownSignals& operator=(const ShutdownSignals&) = delete;
 
-  // Blocks until the first signal. Any thread.
+  // Blocks until the first signal or Fail. Any thread.
   void Wait() { requested_.WaitForNotification(); }
+
+  // For what the process cannot go on after; `failure` is not OK. Does not block. Any thread.
+  void Fail(const absl::Status& failure);
+  // Of the Fail that ended the wait; OK if a signal did, or nothing has yet. Any thread.
+  absl::Status failure();
 
   // For work that takes long, such as loading weights, to give up early. Any thread.
   bool Requested() const { return requested_.HasBeenNotified(); }
@@ -35,6 +43,8 @@ class ShutdownSignals {
   sigset_t signals_;
   sigset_t previous_mask_;
   absl::Notification requested_;
+  absl::Mutex mutex_;
+  absl::Status failure_ ABSL_GUARDED_BY(mutex_);
   std::atomic<bool> stopping_{false};
   std::thread thread_;
 };

@@ -30,6 +30,8 @@ struct DeviceDecoderRequest {
   int max_running = 0;
   int max_step_tokens = 0;
   bool programmatic_launch = false;  // kernels begin while the ones before them end
+  // False: what is faster may be used, also if a row's bits then depend on the batch.
+  bool deterministic = true;
   std::function<void(absl::string_view)> progress;
 };
 
@@ -40,8 +42,9 @@ struct DeviceDecoder {
 };
 
 // main.cc passes in what its build has, so that the worker's library needs no device's. Errors:
-// InvalidArgument (no such device, a shape it does not take), FailedPrecondition (no device here),
-// ResourceExhausted (memory, with the arithmetic), DataLoss (the checkpoint), Internal.
+// InvalidArgument (no such device, a shape it does not take), FailedPrecondition (no device here,
+// or no library that deterministic=false wants), ResourceExhausted (memory, with the arithmetic),
+// DataLoss (the checkpoint), Internal.
 using OpenDeviceDecoder =
     std::function<absl::StatusOr<DeviceDecoder>(const DeviceDecoderRequest& request)>;
 

@@ -57,6 +57,7 @@ absl::Status Engine::Submit(const v1::TokenRequest& request, absl::Time deadline
   std::shared_ptr<Sequence> sequence = std::move(made);
 
   absl::MutexLock lock(&mutex_);
+  RETURN_IF_ERROR(health_);
   if (draining_ || stopping_) return errors::Draining("worker");
   const bool background = sequence->background;
   const int64_t capacity = background ? limits::kMaxBackgroundRequests
@@ -122,6 +123,11 @@ bool Engine::AwaitIdle(absl::Time deadline) {
   return mutex_.AwaitWithDeadline(absl::Condition(&idle), deadline);
 }
 
+absl::Status Engine::health() const {
+  absl::MutexLock lock(&mutex_);
+  return health_;
+}
+
 EngineLoad Engine::Load() const {
   absl::MutexLock lock(&mutex_);
   return load_;
@@ -141,16 +147,26 @@ void Engine::ThreadMain() {
     idle = plan.empty();
     if (!idle) {
       const absl::Status status = Step(plan);
-      if (!status.ok()) {
-        LOG_ERROR("a step failed: {}", status.ToString());
-        FailAll(status);
-      }
+      if (!status.ok()) OnStepFailed(status);
     }
     PublishLoad();
     emitter_.Flush();
   }
   FailAll(absl::UnavailableError("the worker stopped"));
   emitter_.Flush();
+}
+
+void Engine::OnStepFailed(const absl::Status& status) {
+  LOG_ERROR("a step failed: {}", status.ToString());
+  if (!errors::IsDeviceFailure(status)) return FailAll(status);
+  const absl::Status lost = errors::LostDevice("worker", status);
+  {
+    // From here on Submit refuses, so that FailAll leaves nothing to compute.
+    absl::MutexLock lock(&mutex_);
+    health_ = lost;
+  }
+  FailAll(lost);
+  if (options_.on_device_failure) options_.on_device_failure(status);
 }
 
 void Engine::RunCommands(bool wait) {

@@ -33,6 +33,9 @@ struct EngineOptions {
   int max_step_tokens = 0;
   bool prefix_cache = true;
   TokenBytes token_bytes;  // called by any thread
+  // Told once, by the engine's thread, when the device has failed (errors::IsDeviceFailure); may be
+  // empty, must not block.
+  std::function<void(const absl::Status&)> on_device_failure;
 };
 
 struct EngineLoad {
@@ -52,7 +55,8 @@ class Engine {
 
   // Accepts a request; its events go to `sink` until OnDone. Errors (then the sink hears
   // nothing): InvalidArgument, AlreadyExists (request_id in flight), ResourceExhausted (queue
-  // full), Unavailable (draining), FailedPrecondition (prefill_only without a prefix cache).
+  // full), Unavailable (draining, the device has failed), FailedPrecondition (prefill_only without
+  // a prefix cache).
   absl::Status Submit(const v1::TokenRequest& request, absl::Time deadline,
                       std::shared_ptr<TokenSink> sink);
 
@@ -64,6 +68,10 @@ class Engine {
   void StartDraining();
   // Blocks until nothing is in flight; false if `deadline` came first.
   bool AwaitIdle(absl::Time deadline);
+
+  // Unavailable for good once the device has failed: what was in flight has ended with that, and
+  // nothing is computed any more.
+  absl::Status health() const;
 
   EngineLoad Load() const;
   const EngineOptions& options() const { return options_; }
@@ -88,6 +96,8 @@ class Engine {
   void ForceIfDue(Sequence& sequence);
   void Finish(Sequence* sequence, const absl::Status& status);
   void FailAll(const absl::Status& status);
+  // After a step that failed.
+  void OnStepFailed(const absl::Status& status);
   void PublishLoad();
 
   const EngineOptions options_;
@@ -116,6 +126,7 @@ class Engine {
   absl::flat_hash_set<std::string> in_flight_ ABSL_GUARDED_BY(mutex_);
   int num_background_ ABSL_GUARDED_BY(mutex_) = 0;  // of in_flight_
   EngineLoad load_ ABSL_GUARDED_BY(mutex_);
+  absl::Status health_ ABSL_GUARDED_BY(mutex_);
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
 

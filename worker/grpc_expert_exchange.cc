@@ -172,12 +172,17 @@ void GrpcExpertExchange::BeginPart(LayerPart& part, const ExpertBatch& batch,
   part.unassigned.clear();
   part.assigned_pairs.assign(placement_.shards.size(), 0);
   part.lost_since = absl::InfiniteFuture();
+  int64_t num_in_place = 0;
   for (uint32_t pair = 0; pair < part.order.slots.size(); ++pair) {
     const auto expert = static_cast<int>(part.order.experts[pair]);
-    if (in_place_[expert]) continue;
+    if (in_place_[expert]) {
+      ++num_in_place;
+      continue;
+    }
     const bool local = IsLocal(batch.layer, expert);
     (local ? part.local_pairs : part.unassigned).push_back(pair);
   }
+  metrics_.local_rows.Increment(static_cast<double>(num_in_place));
 }
 
 absl::Status GrpcExpertExchange::RunLocalPairs(LayerPart& part) {

@@ -29,18 +29,19 @@
 namespace {
 
 std::vector<conclave::FlagGroup> Groups() {
-  return {{"Model", {"--model"}},
-          {"Network", {"--listen", "--metrics_listen"}},
-          {"Experts",
-           {"--shards", "--local_experts", "--shard_index", "--num_shards", "--expert_transport",
-            "--shared_memory", "--nccl_dispatch_dtype", "--micro_batch", "--shard_wait_seconds"}},
-          {"Compute",
-           {"--device", "--threads", "--cpu_isa", "--weight_dtype", "--cpus", "--numa_node",
-            "--load_format", "--gpu_memory_utilization", "--programmatic_launch"}},
-          {"Load",
-           {"--kv_cache_tokens", "--prefix_cache", "--max_running", "--max_waiting",
-            "--max_step_tokens", "--drain_seconds"}},
-          {"Logs", {"--log_level", "--log_format"}}};
+  return {
+      {"Model", {"--model"}},
+      {"Network", {"--listen", "--metrics_listen"}},
+      {"Experts",
+       {"--shards", "--local_experts", "--shard_index", "--num_shards", "--expert_transport",
+        "--shared_memory", "--nccl_dispatch_dtype", "--micro_batch", "--shard_wait_seconds"}},
+      {"Compute",
+       {"--device", "--threads", "--cpu_isa", "--weight_dtype", "--cpus", "--numa_node",
+        "--load_format", "--gpu_memory_utilization", "--deterministic", "--programmatic_launch"}},
+      {"Load",
+       {"--kv_cache_tokens", "--prefix_cache", "--max_running", "--max_waiting",
+        "--max_step_tokens", "--drain_seconds"}},
+      {"Logs", {"--log_level", "--log_format"}}};
 }
 
 }  // namespace
@@ -103,6 +104,10 @@ int main(int argc, char** argv) {
   app.add_option("--gpu_memory_utilization", options.runtime.gpu_memory_utilization,
                  "Share of the GPU's memory for weights, workspace and KV cache")
       ->check(CLI::Range(0.01, 1.0))
+      ->capture_default_str();
+  app.add_option("--deterministic", options.runtime.deterministic,
+                 "true: a request's tokens do not depend on the batch it ran in; false, on a GPU: "
+                 "large products by cuBLASLt, which must be there, and do depend on it")
       ->capture_default_str();
   app.add_option(
          "--programmatic_launch", options.runtime.programmatic_launch,

@@ -65,6 +65,8 @@ absl::Status RunWorkerProcess(const WorkerProcessOptions& options) {
   const absl::Span<const int> pinned = ThreadCpus(options.placement, cpus);
   runtime_options.cpus.assign(pinned.begin(), pinned.end());
   ShutdownSignals signals;
+  const auto on_device_failure = [&signals](const absl::Status& failure) { signals.Fail(failure); };
+  runtime_options.on_device_failure = on_device_failure;
   ASSIGN_OR_RETURN(const HostPort metrics_listen, ParseHostPort(options.metrics_listen));
   // The runtime uses the metrics, the service the runtime, the server the service: each is declared
   // after what it uses.
@@ -94,7 +96,8 @@ absl::Status RunWorkerProcess(const WorkerProcessOptions& options) {
       metrics, [](absl::string_view progress) { LOG_INFO("loaded {}", std::string(progress)); },
       shard != nullptr ? shard->placement_epoch() : 0));
   if (shard != nullptr) {
-    shard->Serve(runtime->model().name(), runtime->fingerprint(), runtime->TakeServedExperts());
+    shard->Serve(runtime->model().name(), runtime->fingerprint(), runtime->TakeServedExperts(),
+                 on_device_failure);
   }
   service.SetEngine(&runtime->engine(), runtime->experts(), runtime->has_local_experts());
   {
@@ -102,17 +105,19 @@ absl::Status RunWorkerProcess(const WorkerProcessOptions& options) {
     signals.Wait();
     service.StartDraining();
   }
-  const absl::Time end = absl::Now() + options.drain;
+  const absl::Status failure = signals.failure();
+  const absl::Duration drain = failure.ok() ? options.drain : limits::kLostDeviceDrain;
+  const absl::Time end = absl::Now() + drain;
   drains.Increment();
   server->SetServing(false);
-  LOG_INFO("draining for at most {}", absl::FormatDuration(options.drain));
+  LOG_INFO("draining for at most {}", absl::FormatDuration(drain));
   // Until its requests are done health and Describe are answered, for the end of a gRPC server
   // takes its port away at once; and its experts go last: until then requests at other workers run
   // on as well. A tenth of the time is for the answers to what those have sent.
-  runtime->engine().AwaitIdle(shard != nullptr ? end - options.drain / 10 : end);
+  runtime->engine().AwaitIdle(shard != nullptr ? end - drain / 10 : end);
   if (shard != nullptr) shard->BeginDrain();
   server->DrainAndStop(std::max(absl::Milliseconds(100), end - absl::Now()));
-  return absl::OkStatus();
+  return failure;
 }
 
 }  // namespace conclave

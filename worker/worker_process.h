@@ -20,7 +20,8 @@ struct WorkerProcessOptions {
 
 // Binds, loads, serves until SIGTERM or SIGINT, drains. Errors of any start step: InvalidArgument
 // (a flag), NotFound or DataLoss (the checkpoint), ResourceExhausted (memory, with the
-// arithmetic), Unavailable (a port in use).
+// arithmetic), Unavailable (a port in use). Internal while it serves: the device failed; health
+// said so, and what was in flight ended Unavailable, to be taken up by another worker.
 absl::Status RunWorkerProcess(const WorkerProcessOptions& options);
 
 }  // namespace conclave

@@ -94,6 +94,9 @@ absl::Status CheckDeviceFlags(const WorkerRuntimeOptions& options) {
   if (options.load_format != "auto" && !is_dummy) {
     return errors::OutOfRange("load_format", options.load_format, "auto or dummy");
   }
+  if (options.device == "cpu" && !options.deterministic) {
+    return errors::OutOfRange("deterministic on the CPU", "false", "true: it always is");
+  }
   if (options.device == "cpu") {
     return !is_dummy ? absl::OkStatus()
                      : absl::InvalidArgumentError(
@@ -241,6 +244,7 @@ absl::StatusOr<int64_t> WorkerRuntime::LoadOnDevice(
                             .max_running = options_.max_running,
                             .max_step_tokens = options_.max_step_tokens,
                             .programmatic_launch = options_.programmatic_launch,
+                            .deterministic = options_.deterministic,
                             .progress = [&](absl::string_view text) { progress(text); }}));
   decoder_ = std::move(opened.decoder);
   served_experts_ = std::move(opened.served_experts);
@@ -272,6 +276,7 @@ absl::Status WorkerRuntime::Load(Metrics& metrics,
   engine.token_bytes = [this](uint32_t id) {
     return vocabulary_.has_value() ? vocabulary_->Bytes(id) : absl::string_view();
   };
+  engine.on_device_failure = options_.on_device_failure;
   model_.set_max_context(static_cast<uint32_t>(engine.limits.max_context));
   engine_ = std::make_unique<Engine>(std::move(engine), *decoder_, device_, *metrics_);
   return absl::OkStatus();

@@ -44,9 +44,12 @@ struct WorkerRuntimeOptions {
   std::string device = "cpu";           // or what open_device takes
   std::string load_format = "auto";     // "dummy": made-up weights, only config.json is read
   double gpu_memory_utilization = 0.9;  // with a device: the share of its memory to use
+  bool deterministic = true;            // with a device: as of DeviceDecoderRequest
   bool programmatic_launch = false;     // with a GPU: kernels begin while the ones before them end
   OpenDeviceDecoder open_device;        // empty: a build for the CPU alone
-  int64_t kv_cache_tokens = 0;          // 0: what a quarter of the free memory holds
+  // As of EngineOptions; set by the process.
+  std::function<void(const absl::Status&)> on_device_failure;
+  int64_t kv_cache_tokens = 0;  // 0: what a quarter of the free memory holds
   int max_running = limits::kDefaultMaxRunningSequences;
   int max_waiting = limits::kDefaultMaxWaitingSequences;
   int max_step_tokens = limits::kDefaultMaxStepTokens;

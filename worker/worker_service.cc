@@ -29,7 +29,8 @@ absl::StatusOr<Engine*> WorkerService::LoadedEngine() {
 }
 
 absl::Status WorkerService::Ready() {
-  RETURN_IF_ERROR(LoadedEngine().status());
+  ASSIGN_OR_RETURN(Engine* const engine, LoadedEngine());
+  RETURN_IF_ERROR(engine->health());
   ExpertExchange* experts = nullptr;
   {
     absl::MutexLock lock(&mutex_);

@@ -26,7 +26,8 @@ class WorkerService final : public v1::Worker::CallbackService {
   // server. Call once.
   void SetEngine(Engine* engine, ExpertExchange* experts, bool local_experts);
 
-  // OK if a request sent now would run: loaded, every expert reachable, not draining.
+  // OK if a request sent now would run: loaded, every expert reachable, not draining, the device
+  // well.
   absl::Status Ready();
   void StartDraining();
 

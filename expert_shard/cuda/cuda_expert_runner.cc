@@ -33,13 +33,14 @@ struct Sizes {
 class CudaExpertRunner final : public ExpertRunner {
  public:
   CudaExpertRunner(const Qwen3Config& config, std::shared_ptr<const CudaExperts> experts,
-                   int device, cuda::Stream stream)
+                   int device, bool may_use_wgmma, cuda::Stream stream)
       : ExpertRunner(config, experts->expert_ids,
                      config.quantization == WeightQuantization::kFp8Block128 ? WeightDtype::kFp8
                                                                              : WeightDtype::kBf16),
         config_(config),
         experts_(std::move(experts)),
         device_(device),
+        may_use_wgmma_(may_use_wgmma),
         stream_(std::move(stream)) {}
   // Nothing may run on the device that uses what is about to be freed.
   ~CudaExpertRunner() override { stream_.Synchronize().IgnoreError(); }
@@ -57,7 +58,7 @@ class CudaExpertRunner final : public ExpertRunner {
   size_t weight_bytes() const override { return static_cast<size_t>(experts_->bytes); }
 
   absl::StatusOr<std::unique_ptr<ExpertRunner>> Share() const override {
-    return MakeCudaExpertRunner(config_, experts_, device_);
+    return MakeCudaExpertRunner(config_, experts_, device_, may_use_wgmma_);
   }
 
  protected:
@@ -76,7 +77,8 @@ class CudaExpertRunner final : public ExpertRunner {
                                      .down_proj = weights.down_proj,
                                      .intermediate = intermediate_.As<BFloat16>(),
                                      .output = output_.As<BFloat16>(),
-                                     .max_pairs = num_pairs},
+                                     .max_pairs = num_pairs,
+                                     .may_use_wgmma = may_use_wgmma_},
                                     stream_));
     const size_t bytes = num_pairs * static_cast<size_t>(hidden_size()) * sizeof(BFloat16);
     RETURN_IF_ERROR(cuda::CopyToHost(output_host_.As<char>(), output_.As<char>(), bytes, stream_));
@@ -118,6 +120,7 @@ class CudaExpertRunner final : public ExpertRunner {
   const Qwen3Config config_;
   const std::shared_ptr<const CudaExperts> experts_;
   const int device_;
+  const bool may_use_wgmma_;
   const cuda::Stream stream_;
   cuda::PinnedMemory upload_host_, output_host_;
   cuda::DeviceMemory upload_, intermediate_, output_;
@@ -132,11 +135,12 @@ int64_t CudaExpertWorkspaceBytes(const Qwen3Config& config) {
 }
 
 absl::StatusOr<std::unique_ptr<ExpertRunner>> MakeCudaExpertRunner(
-    const Qwen3Config& config, std::shared_ptr<const CudaExperts> experts, int device) {
+    const Qwen3Config& config, std::shared_ptr<const CudaExperts> experts, int device,
+    bool may_use_wgmma) {
   RETURN_IF_ERROR(cuda::UseDevice(device));
   ASSIGN_OR_RETURN(cuda::Stream stream, cuda::Stream::Create());
-  auto runner =
-      std::make_unique<CudaExpertRunner>(config, std::move(experts), device, std::move(stream));
+  auto runner = std::make_unique<CudaExpertRunner>(config, std::move(experts), device,
+                                                   may_use_wgmma, std::move(stream));
   RETURN_IF_ERROR(runner->Allocate());
   return runner;
 }

@@ -44,8 +44,9 @@ int64_t CudaExpertWorkspaceBytes(const Qwen3Config& config);
 
 // Runs experts on a GPU for callers whose rows are in host memory: a shard, and the shard's part of
 // a worker. Rows go in and out through pinned buffers on a stream of its own. The kernels are those
-// of the worker's decoder, so a pair's bits are too.
+// of the worker's decoder, so a pair's bits are too. `may_use_wgmma`: as of DeviceExpertFfnArgs.
 absl::StatusOr<std::unique_ptr<ExpertRunner>> MakeCudaExpertRunner(
-    const Qwen3Config& config, std::shared_ptr<const CudaExperts> experts, int device);
+    const Qwen3Config& config, std::shared_ptr<const CudaExperts> experts, int device,
+    bool may_use_wgmma);
 
 }  // namespace conclave

@@ -40,7 +40,8 @@ absl::StatusOr<std::unique_ptr<ExpertRunner>> OpenCudaExperts(const DeviceExpert
                    OpenWeightSource(request.checkpoint));
   ASSIGN_OR_RETURN(std::shared_ptr<const CudaExperts> experts,
                    LoadCudaExperts(*source, config, request.expert_ids, request.progress));
-  return MakeCudaExpertRunner(config, std::move(experts), info.ordinal);
+  return MakeCudaExpertRunner(config, std::move(experts), info.ordinal,
+                              !request.deterministic && info.compute_major == 9);
 }
 
 }  // namespace conclave

@@ -122,6 +122,9 @@ absl::Status LaunchSkinnyGemm(const GemmArgs& args, WeightFormat format, bool sw
                               int64_t max_rows, const Stream& stream);
 absl::Status LaunchTiledGemm(const GemmArgs& args, WeightFormat format, bool swiglu,
                              int64_t max_rows, const Stream& stream);
+// Compute capability 9.0 alone.
+absl::Status LaunchWgmmaGemm(const GemmArgs& args, WeightFormat format, bool swiglu,
+                             int64_t max_rows, const Stream& stream);
 
 // Row tiles that `max_rows` rows in num_groups groups can come to.
 inline int64_t MaxRowTiles(int64_t max_rows, int num_groups, int tile_rows) {

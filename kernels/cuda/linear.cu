@@ -9,6 +9,8 @@ namespace {
 
 // From here on a group's rows fill half a tile of the tiled kernel.
 constexpr int64_t kTiledRows = 33;
+// The same for wgmma's tile of 128.
+constexpr int64_t kWgmmaRows = 65;
 
 absl::Status CheckMatrix(absl::string_view name, const DeviceMatrix& matrix) {
   RETURN_IF_ERROR(CheckRange(absl::StrCat(name, ".out_features"), matrix.out_features, 1,
@@ -35,6 +37,9 @@ GemmArgs ArgsFor(const DeviceMatrix& matrix) {
 
 absl::Status LaunchGemm(const GemmArgs& args, WeightFormat format, bool swiglu, int64_t max_rows,
                         GemmKernel kernel, const Stream& stream) {
+  if (kernel == GemmKernel::kWgmma) {
+    return LaunchWgmmaGemm(args, format, swiglu, max_rows, stream);
+  }
   const bool tiled = kernel == GemmKernel::kAuto ? max_rows >= kTiledRows * args.num_groups
                                                  : kernel == GemmKernel::kTiled;
   return tiled ? LaunchTiledGemm(args, format, swiglu, max_rows, stream)
@@ -77,19 +82,23 @@ absl::Status ExpertFfn(const DeviceExpertFfnArgs& args, const Stream& stream) {
                                 {"expert_offsets", args.expert_offsets},
                                 {"intermediate", args.intermediate},
                                 {"output", args.output}}));
+  GemmKernel kernel = args.kernel;
+  if (kernel == GemmKernel::kAuto && args.may_use_wgmma &&
+      args.max_pairs >= kWgmmaRows * args.gate_up_proj.num_matrices) {
+    kernel = GemmKernel::kWgmma;
+  }
   GemmArgs up = ArgsFor(args.gate_up_proj);
   up.input = args.hidden_states;
   up.row_ids = args.pair_rows;
   up.offsets = args.expert_offsets;
   up.output_bf16 = args.intermediate;
-  RETURN_IF_ERROR(LaunchGemm(up, args.gate_up_proj.format, /*swiglu=*/true, args.max_pairs,
-                             args.kernel, stream));
+  RETURN_IF_ERROR(
+      LaunchGemm(up, args.gate_up_proj.format, /*swiglu=*/true, args.max_pairs, kernel, stream));
   GemmArgs down = ArgsFor(args.down_proj);
   down.input = args.intermediate;
   down.offsets = args.expert_offsets;
   down.output_bf16 = args.output;
-  return LaunchGemm(down, args.down_proj.format, /*swiglu=*/false, args.max_pairs, args.kernel,
-                    stream);
+  return LaunchGemm(down, args.down_proj.format, /*swiglu=*/false, args.max_pairs, kernel, stream);
 }
 
 }  // namespace conclave::cuda

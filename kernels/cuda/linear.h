@@ -8,10 +8,10 @@
 
 // Matrix products. Device memory, row-major; asynchronous on `stream`, allocates nothing.
 //
-// A product's sum over k is taken in eighths of K (rounded up to whole 32s), each on the tensor
-// cores in rising k, then the eighths in order. Both kernels below do exactly that, so that a row's
-// result depends neither on the other rows, nor on how many there are, by construction; it holds
-// for one kind of device, as the order inside one mma is the device's own.
+// But with wgmma, a product's sum over k is taken in eighths of K (rounded up to whole 32s), each
+// on the tensor cores in rising k, then the eighths in order. Both kernels do exactly that, so that
+// a row's result depends neither on the other rows, nor on how many there are, by construction; it
+// holds for one kind of device, as the order inside one mma is the device's own.
 namespace conclave::cuda {
 
 enum class WeightFormat {
@@ -33,9 +33,11 @@ struct DeviceMatrix {
   int64_t scale_rows() const { return (out_features + 127) / 128; }
 };
 
-// Which kernel computes it; both give the same bits. Skinny reads weights straight into registers,
-// for few rows, where memory is the limit; tiled shares them through shared memory, for many.
-enum class GemmKernel { kAuto, kSkinny, kTiled };
+// Which kernel computes it. Skinny reads weights straight into registers, for few rows, where
+// memory is the limit; tiled shares them through shared memory, for many: both give the same bits.
+// Wgmma is for more still, in BF16 and on Hopper (compute capability 9.0) alone, and sums in
+// another order.
+enum class GemmKernel { kAuto, kSkinny, kTiled, kWgmma };
 
 struct DeviceLinearArgs {
   const BFloat16* input = nullptr;  // [num_rows, in_features], 16-byte aligned
@@ -48,9 +50,9 @@ struct DeviceLinearArgs {
 
 // output[r, o] = sum over k of input[r, k] * weight[o, k], FP32. FP8 weights are multiplied by
 // their scale and rounded to BF16 first, to the bits that model/weight_reader.h widens them to.
-// Bytes: the weight once for each 32 rows (skinny) or 64 (tiled); of those, L2 has most.
-// FLOPs: 2 * num_rows * out_features * in_features.
-// Errors: InvalidArgument (null pointer, size out of range), Internal (launch failed).
+// Bytes: the weight once for each 32 rows (skinny), 64 (tiled) or 128 (wgmma); L2 has most of
+// those. FLOPs: 2 * num_rows * out_features * in_features. Errors: InvalidArgument (null pointer,
+// size out of range), Internal (launch failed).
 absl::Status Linear(const DeviceLinearArgs& args, const Stream& stream);
 
 struct DeviceExpertFfnArgs {
@@ -64,10 +66,14 @@ struct DeviceExpertFfnArgs {
   // At least expert_offsets[num_experts], which only the device knows; sizes the launch.
   int64_t max_pairs = 0;
   GemmKernel kernel = GemmKernel::kAuto;
+  // Lets kAuto choose wgmma for many pairs: a pair's bits then depend on how many there
+  // are.
+  bool may_use_wgmma = false;
 };
 
 // As conclave::ExpertFfn: down_proj(silu(gate_proj x) * up_proj x), FP32 sums, BF16 after SwiGLU
-// and at the end. A pair's result depends on its row and expert alone, by construction. In FP8 a
+// and at the end. But for may_use_wgmma, a pair's result depends on its row and expert alone, by
+// construction. In FP8 a
 // moe_intermediate_size that is no multiple of 128 is InvalidArgument: up_proj's scales would not
 // begin with a row of blocks.
 absl::Status ExpertFfn(const DeviceExpertFfnArgs& args, const Stream& stream);

@@ -118,6 +118,32 @@ CONCLAVE_DEVICE uint32_t RoundPair(float low, float high) {
 #endif
 }
 
+// To E4M3: to nearest, ties to even; what is larger than 448 becomes it, NaN stays NaN.
+CONCLAVE_DEVICE uint32_t RoundFp8(float value) {
+  const uint32_t bits = __float_as_uint(value);
+  const uint32_t sign = bits >> 24 & 0x80u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return sign | 0x7fu;
+  if (magnitude >= 0x43e00000u) return sign | 0x7eu;  // 448
+  // Below 2^-6 in steps of 2^-9, which are 2^14's last bit: the sum is rounded to them.
+  if (magnitude < 0x3c800000u) {
+    return sign | (__float_as_uint(__fadd_rn(__uint_as_float(magnitude), 0x1p14f)) & 0xfu);
+  }
+  // Three bits of the mantissa stay, the exponent's bias falls by 120.
+  const uint32_t rounded = magnitude + 0x7ffffu + (magnitude >> 20 & 1u);
+  return sign | ((rounded >> 20) - (120u << 3));
+}
+// `low` in the lower byte.
+CONCLAVE_DEVICE uint32_t RoundFp8Pair(float low, float high) {
+#if !defined(CONCLAVE_CUDA_EMULATION) && __CUDA_ARCH__ >= 890
+  uint16_t result;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(result) : "f"(high), "f"(low));
+  return result;
+#else
+  return RoundFp8(low) | RoundFp8(high) << 8;
+#endif
+}
+
 // Two neighbouring values at once; `to` is 4-byte aligned.
 CONCLAVE_DEVICE void StorePair(BFloat16* to, uint32_t pair) {
 #if defined(CONCLAVE_CUDA_EMULATION)

@@ -1,6 +1,7 @@
 #include <cuda_runtime.h>
 
 #include "absl/strings/str_cat.h"
+#include "common/errors.h"
 #include "common/status_macros.h"
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/runtime.h"
@@ -12,7 +13,7 @@ absl::Status ToStatus(cudaError_t error, absl::string_view call) {
   if (error == cudaSuccess) return absl::OkStatus();
   // What is not sticky must not be found by the next call.
   static_cast<void>(cudaGetLastError());
-  return absl::InternalError(
+  return errors::DeviceFailure(
       absl::StrCat(call, " failed: ", cudaGetErrorName(error), ", ", cudaGetErrorString(error)));
 }
 

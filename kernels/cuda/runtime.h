@@ -17,8 +17,9 @@
 // The little of the CUDA runtime that the rest of Conclave needs, without its header. runtime.cu is
 // a device's; emulation/runtime.cc stands in for it in tests.
 //
-// A CUDA call that fails is Internal and names the call, except where stated: the device may be in
-// any state then, and the process should turn unhealthy and exit.
+// A CUDA call that fails is Internal and names the call, except where stated, and an
+// errors::IsDeviceFailure: the device may be in any state then, and the process turns unhealthy and
+// exits.
 namespace conclave::cuda {
 
 struct DeviceInfo {

@@ -3,12 +3,14 @@
 //
 //   cuda_bench [DEVICE [TFLOPS]]      the peak in dense BF16: H100 SXM 989 (default), H20 148, A100
 //   312
+//   cuda_bench --deterministic=false [DEVICE [TFLOPS]]      beside them cuBLASLt and wgmma
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <iostream>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,6 +18,7 @@
 #include "common/status_macros.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/fill.h"
+#include "kernels/cuda/library_gemm.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/moe_routing.h"
 #include "kernels/cuda/rows.h"
@@ -27,6 +30,8 @@ namespace {
 constexpr int kRounds = 7;  // of which the median is printed
 constexpr int kCallsPerRound = 20;
 
+constexpr int64_t kMaxBenchRows = 2048;
+
 // Qwen3-30B-A3B.
 constexpr int64_t kHidden = 2048, kQkv = 5120, kWidth = 768, kVocab = 151936;
 constexpr int kExperts = 128, kTopK = 8, kHeads = 32, kKvHeads = 4, kHeadDim = 128;
@@ -36,6 +41,14 @@ class Bench {
   Bench(Stream stream, double tflops) : stream_(std::move(stream)), tflops_(tflops) {}
 
   const Stream& stream() const { return stream_; }
+  // Null: only our own kernels are measured.
+  LibraryGemm* library() const { return library_.get(); }
+  bool has_wgmma() const { return has_wgmma_; }
+  absl::Status OpenLibrary(const LibraryGemmOptions& options) {
+    has_wgmma_ = options.compute_major == 9;
+    ASSIGN_OR_RETURN(library_, LibraryGemm::Create(options));
+    return absl::OkStatus();
+  }
   // All arrays; nothing may be running.
   void Free() { memory_.clear(); }
 
@@ -121,6 +134,8 @@ class Bench {
   const double tflops_;
   double bandwidth_ = 1;
   std::vector<DeviceMemory> memory_;
+  std::unique_ptr<LibraryGemm> library_;
+  bool has_wgmma_ = false;
 };
 
 const char* NameOf(WeightFormat format) { return format == WeightFormat::kBf16 ? "" : " fp8"; }
@@ -141,7 +156,6 @@ absl::Status BenchLinear(Bench& bench, WeightFormat format, const char* name, in
     }
     return weight;
   };
-  constexpr int64_t kMaxBenchRows = 2048;
   const int64_t most = out == kVocab ? 64 : kMaxBenchRows;
   ASSIGN_OR_RETURN(const BFloat16* const input, bench.Weights(most * in));
   ASSIGN_OR_RETURN(float* const output, bench.Array<float>(most * out));
@@ -150,12 +164,20 @@ absl::Status BenchLinear(Bench& bench, WeightFormat format, const char* name, in
     const double bytes = static_cast<double>(weights.value_bytes() * out * in) +
                          static_cast<double>(rows * (2 * in + 4 * out));
     const double flops = 2.0 * static_cast<double>(rows * out * in);
-    RETURN_IF_ERROR(bench.Report(
-        std::string(name) + NameOf(format) + ", rows " + std::to_string(rows), bytes, flops,
-        [&](int call) {
-          return Linear({.input = input, .weight = copy(call), .output = output, .num_rows = rows},
-                        bench.stream());
-        }));
+    const std::string what = std::string(name) + NameOf(format) + ", rows " + std::to_string(rows);
+    const auto args = [&](int call) {
+      return DeviceLinearArgs{
+          .input = input, .weight = copy(call), .output = output, .num_rows = rows};
+    };
+    RETURN_IF_ERROR(bench.Report(what, bytes, flops,
+                                 [&](int call) { return Linear(args(call), bench.stream()); }));
+    if (bench.library() == nullptr) continue;
+    // Once outside of the graph, for it to choose. FP8 with its activations' quantization.
+    ASSIGN_OR_RETURN(const bool suits, bench.library()->Linear(args(0), bench.stream()));
+    if (!suits) continue;
+    RETURN_IF_ERROR(bench.Report(what + " (cuBLASLt)", bytes, flops, [&](int call) {
+      return bench.library()->Linear(args(call), bench.stream()).status();
+    }));
   }
   return absl::OkStatus();
 }
@@ -195,17 +217,20 @@ absl::Status BenchExperts(Bench& bench, WeightFormat format) {
                              static_cast<double>(used * (gate_up_size + down_size)) +
                          2.0 * static_cast<double>(pairs * (2 * kHidden + 2 * kWidth));
     const double flops = 2.0 * static_cast<double>(pairs * (gate_up_size + down_size));
-    RETURN_IF_ERROR(bench.Report("experts" + tokens, bytes, flops, [&](int) {
-      return ExpertFfn({.hidden_states = hidden,
-                        .pair_rows = pair_rows,
-                        .expert_offsets = offsets,
-                        .gate_up_proj = gate_up,
-                        .down_proj = down,
-                        .intermediate = intermediate,
-                        .output = output,
-                        .max_pairs = pairs},
-                       bench.stream());
-    }));
+    DeviceExpertFfnArgs ffn = {.hidden_states = hidden,
+                               .pair_rows = pair_rows,
+                               .expert_offsets = offsets,
+                               .gate_up_proj = gate_up,
+                               .down_proj = down,
+                               .intermediate = intermediate,
+                               .output = output,
+                               .max_pairs = pairs};
+    RETURN_IF_ERROR(bench.Report("experts" + tokens, bytes, flops,
+                                 [&](int) { return ExpertFfn(ffn, bench.stream()); }));
+    if (!bench.has_wgmma()) continue;
+    ffn.kernel = GemmKernel::kWgmma;
+    RETURN_IF_ERROR(bench.Report("experts" + tokens + " (wgmma)", bytes, flops,
+                                 [&](int) { return ExpertFfn(ffn, bench.stream()); }));
   }
   return absl::OkStatus();
 }
@@ -299,12 +324,17 @@ absl::Status BenchAttention(Bench& bench, int batch, int new_tokens, int context
                       });
 }
 
-absl::Status Run(int device, double tflops) {
+absl::Status Run(int device, double tflops, bool deterministic) {
   ASSIGN_OR_RETURN(const DeviceInfo info, QueryDevice(device));
   std::printf("%s\n", info.ToString().c_str());
   ASSIGN_OR_RETURN(Stream stream, Stream::Create());
   Bench bench(std::move(stream), tflops);
   RETURN_IF_ERROR(bench.MeasureCopy());
+  if (!deterministic) {
+    RETURN_IF_ERROR(bench.OpenLibrary({.compute_major = info.compute_major,
+                                       .max_rows = kMaxBenchRows,
+                                       .max_fp8_in_features = kHeads * kHeadDim}));
+  }
   for (const WeightFormat format : {WeightFormat::kBf16, WeightFormat::kFp8Block128}) {
     RETURN_IF_ERROR(BenchLinear(bench, format, "qkv_proj 5120 x 2048", kQkv, kHidden));
     RETURN_IF_ERROR(BenchLinear(bench, format, "o_proj 2048 x 4096", kHidden, kHeads * kHeadDim));
@@ -326,13 +356,18 @@ absl::Status Run(int device, double tflops) {
 }  // namespace conclave::cuda
 
 int main(int argc, char** argv) {
+  const bool deterministic = argc < 2 || std::string(argv[1]) != "--deterministic=false";
+  if (!deterministic) {
+    --argc;
+    ++argv;
+  }
   const int device = argc > 1 ? std::atoi(argv[1]) : 0;
   const double tflops = argc > 2 ? std::atof(argv[2]) : 989;
   if (argc > 3 || device < 0 || tflops <= 0) {
-    std::cerr << "usage: cuda_bench [DEVICE [TFLOPS]]" << std::endl;
+    std::cerr << "usage: cuda_bench [--deterministic=false] [DEVICE [TFLOPS]]" << std::endl;
     return 2;
   }
-  const absl::Status status = conclave::cuda::Run(device, tflops);
+  const absl::Status status = conclave::cuda::Run(device, tflops, deterministic);
   if (status.ok()) return 0;
   std::cerr << "cuda_bench: " << status << std::endl;
   return 1;

@@ -42,6 +42,7 @@ struct BenchOptions {
   double bf16_tflops = 989;
   double fp8_tflops = 1979;
   double memory_utilization = 0.9;
+  bool deterministic = true;
   bool programmatic_launch = false;
 };
 
@@ -99,7 +100,7 @@ class Report {
 
   template <typename Seconds>
   void Row(const std::string& name, int tokens, double floor, const Seconds& seconds) {
-    seconds();  // records graphs
+    seconds();  // records graphs; chooses the library's kernels
     std::vector<double> times;
     for (int i = 0; i < repetitions_; ++i) times.push_back(seconds());
     const double time = Median(times);
@@ -120,9 +121,10 @@ absl::Status Run(const BenchOptions& options) {
   ASSIGN_OR_RETURN(const double bandwidth,
                    CopyBandwidth(options.repetitions, size_t{1} << 20 << options.copy_log2_mib));
   std::printf(
-      "%s; a copy reads and writes %.2f TB/s; %s in %s, 1/%d of the experts, median of %d\n",
+      "%s; a copy reads and writes %.2f TB/s; %s in %s, 1/%d of the experts, %s, median of %d\n",
       info.ToString().c_str(), bandwidth / 1e12, options.config.c_str(), options.dtype.c_str(),
-      options.experts_of, options.repetitions);
+      options.experts_of, options.deterministic ? "deterministic" : "not deterministic",
+      options.repetitions);
   const TempDir dir;
   dir.Write("config.json", FormatQwen3Config(config));
   WorkerRuntimeOptions runtime;
@@ -130,6 +132,7 @@ absl::Status Run(const BenchOptions& options) {
   runtime.device = options.device;
   runtime.load_format = "dummy";
   runtime.open_device = OpenCudaDecoder;
+  runtime.deterministic = options.deterministic;
   runtime.programmatic_launch = options.programmatic_launch;
   runtime.gpu_memory_utilization = options.memory_utilization;
   runtime.prefix_cache = false;
@@ -197,6 +200,8 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--fp8_tflops", options.fp8_tflops, "H100 1979, H20 296")->capture_default_str();
   app.add_option("--gpu_memory_utilization", options.memory_utilization)->capture_default_str();
+  app.add_option("--deterministic", options.deterministic, "As the worker's flag")
+      ->capture_default_str();
   app.add_option("--programmatic_launch", options.programmatic_launch, "As the worker's flag")
       ->capture_default_str();
   CLI11_PARSE(app, argc, argv);

@@ -78,6 +78,17 @@ TEST(ErrorsTest, SayWhatValueAndAllowed) {
             "m.safetensors: tensor model.norm.weight: found F64, want BF16");
 }
 
+TEST(ErrorsTest, ADevicesFailureIsToldFromOtherInternals) {
+  const absl::Status failure = errors::DeviceFailure("cudaLaunch failed");
+  EXPECT_THAT(failure, StatusIs(absl::StatusCode::kInternal, HasSubstr("cudaLaunch failed")));
+  EXPECT_TRUE(errors::IsDeviceFailure(failure));
+  EXPECT_FALSE(errors::IsDeviceFailure(absl::InternalError("cudaLaunch failed")));
+  EXPECT_FALSE(errors::IsDeviceFailure(absl::OkStatus()));
+  EXPECT_THAT(errors::LostDevice("worker", failure),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("cudaLaunch failed")));
+  EXPECT_FALSE(errors::IsDeviceFailure(errors::LostDevice("worker", failure)));
+}
+
 TEST(LogTest, UnknownLevelIsAnError) {
   EXPECT_THAT(InitLog("test", "loud"),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("\"loud\"")));

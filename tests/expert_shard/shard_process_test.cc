@@ -1,15 +1,10 @@
-#include <fcntl.h>
 #include <signal.h>
-#include <spawn.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <cstdio>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "rpc/channel.h"
+#include "tests/support/child_process.h"
 #include "tests/support/test_shard.h"
 
 namespace conclave {
@@ -17,52 +12,10 @@ namespace {
 
 using testing::HasSubstr;
 
-// conclave-expert-shard as a child process.
-class ShardProcess {
+class ShardProcess : public ChildProcess {
  public:
-  ShardProcess(const std::string& stderr_path, std::vector<std::string> args) {
-    args.insert(args.begin(), CONCLAVE_BIN_DIR "/conclave-expert-shard");
-    std::vector<char*> argv;
-    for (std::string& arg : args) argv.push_back(arg.data());
-    argv.push_back(nullptr);
-    int out[2];
-    CHECK_EQ(pipe(out), 0);
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_adddup2(&actions, out[1], STDOUT_FILENO);
-    posix_spawn_file_actions_addclose(&actions, out[0]);
-    posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, stderr_path.c_str(),
-                                     O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    CHECK_EQ(posix_spawn(&pid_, argv[0], &actions, nullptr, argv.data(), environ), 0);
-    posix_spawn_file_actions_destroy(&actions);
-    close(out[1]);
-    stdout_ = fdopen(out[0], "r");
-  }
-  ~ShardProcess() {
-    if (pid_ > 0) {
-      kill(pid_, SIGKILL);
-      Wait();
-    }
-    std::fclose(stdout_);
-  }
-
-  // The next line of stdout as JSON; null at its end.
-  nlohmann::json NextLine() {
-    char line[4096];
-    if (std::fgets(line, sizeof(line), stdout_) == nullptr) return nullptr;
-    return nlohmann::json::parse(line, nullptr, false);
-  }
-  void Signal(int number) { kill(pid_, number); }
-  int Wait() {
-    int status = 0;
-    waitpid(pid_, &status, 0);
-    pid_ = -1;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  }
-
- private:
-  pid_t pid_ = -1;
-  FILE* stdout_ = nullptr;
+  ShardProcess(const std::string& stderr_path, const std::vector<std::string>& args)
+      : ChildProcess("conclave-expert-shard", stderr_path, args) {}
 };
 
 class ShardProcessTest : public testing::Test {
@@ -150,6 +103,8 @@ TEST_F(ShardProcessTest, StartErrorsAreOneLineAndAStatus) {
       {2, Args({"--experts", "0", "--drain_seconds", "-1"}), "--drain_seconds: Value -1"},
       {2, Args({"--experts", "0", "--load_format", "zero"}), "--load_format: zero not in"},
       {2, Args({"--experts", "0", "--load_format", "dummy"}), "needs --device=cuda"},
+      {2, Args({"--experts", "0", "--deterministic", "false"}),
+       "--deterministic on the CPU is false"},
       {2, Args({"--experts", "0", "--device", "cuda", "--gpu_memory_utilization", "1.5"}), "1.5"},
       {2, Args({"--experts", "0", "--device", "cuda", "--weight_dtype", "int8"}), "int8"},
       // Without a build for GPUs, without a GPU, or without that one.

@@ -55,6 +55,21 @@ TEST_F(ShutdownSignalsDeathTest, ASecondSignalEndsTheProcess) {
   EXPECT_EXIT(twice(), testing::ExitedWithCode(1), "");
 }
 
+TEST_F(ShutdownSignalsDeathTest, AFailureEndsTheWaitAndASignalAfterItTheProcess) {
+  const auto fail = [] {
+    ShutdownSignals signals;
+    if (!signals.failure().ok()) _exit(2);
+    signals.Fail(absl::InternalError("first"));
+    signals.Fail(absl::InternalError("second"));
+    signals.Wait();
+    if (signals.failure().message() != "first") _exit(3);
+    kill(getpid(), SIGTERM);
+    pause();
+    _exit(4);
+  };
+  EXPECT_EXIT(fail(), testing::ExitedWithCode(1), "");
+}
+
 TEST_F(ShutdownSignalsDeathTest, EndsWithoutASignal) {
   const auto none = [] {
     { ShutdownSignals signals; }

@@ -354,6 +354,9 @@ TEST_F(ExpertExchangeTest, ExpertsInPlaceAreLeftToTheCaller) {
     EXPECT_TRUE(std::equal(rows[slot], rows[slot] + hidden, expected.data() + slot * hidden));
   }
   EXPECT_GT(num_null, 0);
+  EXPECT_THAT(metrics_.Text(),
+              HasSubstr(absl::StrCat("conclave_worker_shard_rows_total{shard=\"local\"} ", num_null,
+                                     "\n")));
 }
 
 TEST_F(ExpertExchangeTest, NamesTheExpertThatNobodyHas) {

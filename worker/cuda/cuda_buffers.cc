@@ -15,7 +15,8 @@ constexpr int64_t kLogitRows = 64;
 
 struct Sizes {
   Sizes(const Qwen3Config& config, const CudaDecoderOptions& options)
-      : rows(std::max(options.max_step_tokens, options.max_running)),
+      // Of whole fours, as LibraryGemm wants them with FP8.
+      : rows((std::max(options.max_step_tokens, options.max_running) + 3) / 4 * 4),
         slots(rows * std::max(config.num_experts_per_tok, 0)),
         logit_rows(std::min(rows, kLogitRows)),
         // Every sequence at its longest, or every KV block in a sequence of its own; contexts that
@@ -146,11 +147,31 @@ const auto kDeviceSide = [](auto& array) { return &array.device; };
 
 }  // namespace
 
+cuda::LibraryGemmOptions CudaLibraryGemmOptions(const Qwen3Config& config,
+                                                const CudaDecoderOptions& options) {
+  const Sizes sizes(config, options);
+  cuda::LibraryGemmOptions gemm;
+  gemm.compute_major = options.compute_major;
+  gemm.max_rows = sizes.rows;
+  if (config.quantization == WeightQuantization::kFp8Block128) {
+    gemm.max_fp8_in_features = std::max<int64_t>(config.hidden_size, sizes.q_width);
+    if (sizes.has_dense) {
+      gemm.max_fp8_in_features =
+          std::max<int64_t>(gemm.max_fp8_in_features, config.intermediate_size);
+    }
+  }
+  return gemm;
+}
+
 int64_t CudaWorkspaceBytes(const Qwen3Config& config, const CudaDecoderOptions& options) {
   const Sizes sizes(config, options);
   Counted counted;
+  const int64_t library =
+      options.deterministic
+          ? 0
+          : cuda::LibraryGemm::WorkspaceBytes(CudaLibraryGemmOptions(config, options));
   return PlaceActivations(config, sizes, nullptr, counted) +
-         PlaceStep(sizes, nullptr, counted, kDeviceSide);
+         PlaceStep(sizes, nullptr, counted, kDeviceSide) + library;
 }
 
 absl::Status CudaDecoder::Buffers::Allocate(const Qwen3Config& config,

@@ -45,6 +45,10 @@ absl::Status CudaDecoder::Allocate() {
   buffers_ = std::make_unique<Buffers>(std::move(stream));
   ASSIGN_OR_RETURN(buffers_->sent, cuda::Event::Create());
   RETURN_IF_ERROR(buffers_->Allocate(config_, options_));
+  if (!options_.deterministic) {
+    ASSIGN_OR_RETURN(library_,
+                     cuda::LibraryGemm::Create(CudaLibraryGemmOptions(config_, options_)));
+  }
   const bool mixed = options_.experts_here && options_.experts_elsewhere;
   return buffers_->Fill(config_, mixed ? weights_.experts->expert_ids : std::vector<int>());
 }
@@ -143,8 +147,16 @@ absl::Status CudaDecoder::Forward(const StepBatch& batch) {
   return absl::OkStatus();
 }
 
+size_t CudaDecoder::num_graphs() const {
+  return std::count_if(graphs_.begin(), graphs_.end(),
+                       [](const auto& graph) { return graph.second.recorded(); });
+}
+
 absl::Status CudaDecoder::LaunchGraph(const StepShape& shape) {
-  cuda::Graph& graph = graphs_[{shape.num_rows, shape.max_decode_context}];
+  const auto [found, is_new] = graphs_.try_emplace({shape.num_rows, shape.max_decode_context});
+  // What is recorded is not run: the library must have chosen, and loaded, its kernels before.
+  if (is_new && library_ != nullptr) return Enqueue(shape);
+  cuda::Graph& graph = found->second;
   if (!graph.recorded()) {
     ASSIGN_OR_RETURN(graph, cuda::Graph::Record(buffers_->stream, [&] { return Enqueue(shape); }));
   }
@@ -181,12 +193,16 @@ absl::Status CudaDecoder::Norm(const float* input, int64_t num_rows, const int64
 
 absl::Status CudaDecoder::Multiply(const BFloat16* input, const cuda::DeviceMatrix& weight,
                                    float* output, int64_t num_rows, bool accumulate) {
-  return cuda::Linear({.input = input,
-                       .weight = weight,
-                       .output = output,
-                       .num_rows = num_rows,
-                       .accumulate = accumulate},
-                      buffers_->stream);
+  const cuda::DeviceLinearArgs args = {.input = input,
+                                       .weight = weight,
+                                       .output = output,
+                                       .num_rows = num_rows,
+                                       .accumulate = accumulate};
+  if (library_ != nullptr) {
+    ASSIGN_OR_RETURN(const bool done, library_->Linear(args, buffers_->stream));
+    if (done) return absl::OkStatus();
+  }
+  return cuda::Linear(args, buffers_->stream);
 }
 
 cuda::DeviceKvCacheLayer CudaDecoder::KvLayer(int layer) const {
@@ -254,7 +270,12 @@ absl::Status CudaDecoder::DenseMlp(const StepShape& shape, const CudaLayerWeight
 absl::Status CudaDecoder::SparseMlp(const StepShape& shape, int layer) {
   Buffers& b = *buffers_;
   const CudaLayerWeights& weights = weights_.layers[layer];
-  RETURN_IF_ERROR(Multiply(b.hidden_states, weights.gate, b.gate_logits, shape.num_rows));
+  // Never the library's: it is small, and which experts run should not depend on the batch as well.
+  RETURN_IF_ERROR(cuda::Linear({.input = b.hidden_states,
+                                .weight = weights.gate,
+                                .output = b.gate_logits,
+                                .num_rows = shape.num_rows},
+                               b.stream));
   cuda::DeviceMoeGateArgs gate;
   gate.args = {.gate_logits = b.gate_logits,
                .topk_ids = b.topk_ids,
@@ -305,7 +326,8 @@ absl::Status CudaDecoder::ExpertsHere(const StepShape& shape, int layer) {
                           .down_proj = weights.down_proj,
                           .intermediate = b.expert_intermediate,
                           .output = b.expert_rows,
-                          .max_pairs = shape.num_rows * config_.num_experts_per_tok},
+                          .max_pairs = shape.num_rows * config_.num_experts_per_tok,
+                          .may_use_wgmma = !options_.deterministic && options_.compute_major == 9},
                          b.stream);
 }
 

@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/library_gemm.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/norm_rope.h"
 #include "kernels/cuda/runtime.h"
@@ -33,20 +34,29 @@ struct CudaDecoderOptions {
   // Decode steps are recorded as a CUDA graph for each bucket of batch sizes and contexts.
   bool graphs = true;
   bool programmatic_launch = false;  // see cuda::Stream
+  // False: large products by cuda::LibraryGemm, experts of many rows by wgmma, as far as a device
+  // of this compute capability has them.
+  bool deterministic = true;
+  int compute_major = 0;
 };
 
 // Bytes of a CudaDecoder beside weights and KV blocks: activations of a step, attention's
-// workspace, logits of a slice, what is copied to the device each step.
+// workspace, logits of a slice, what is copied to the device each step, and LibraryGemm's.
 int64_t CudaWorkspaceBytes(const Qwen3Config& config, const CudaDecoderOptions& options);
+
+// What its products ask of LibraryGemm.
+cuda::LibraryGemmOptions CudaLibraryGemmOptions(const Qwen3Config& config,
+                                                const CudaDecoderOptions& options);
 
 // The forward pass on a GPU. Rounds in the same places as the CPU's, in other orders of summing. A
 // row's result does not depend on the batch, the chunk or the graph it ran in: every op it uses
-// holds to that (kernels/cuda), so that there is no mode to choose.
+// holds to that (kernels/cuda), but for what deterministic=false lets in.
 class CudaDecoder final : public StepDecoder {
  public:
   // `config` and `experts` are borrowed. `experts` runs those that `weights` has not, on the host
   // or on shards, through pinned memory; null: all are in `weights`, or the model is dense. Errors:
   // InvalidArgument (a shape that the kernels do not take), ResourceExhausted, Internal.
+  // FailedPrecondition: no cuBLASLt for deterministic=false.
   static absl::StatusOr<std::unique_ptr<CudaDecoder>> Create(const Qwen3Config& config,
                                                              CudaWeights weights,
                                                              const CudaDecoderOptions& options,
@@ -64,7 +74,7 @@ class CudaDecoder final : public StepDecoder {
   const StepTimes& times() const override { return times_; }
 
   // Graphs recorded so far.
-  size_t num_graphs() const { return graphs_.size(); }
+  size_t num_graphs() const;
 
  private:
   struct Buffers;
@@ -98,6 +108,7 @@ class CudaDecoder final : public StepDecoder {
   absl::Status ComputeLogits(int64_t first, int64_t count);
   absl::Status Norm(const float* input, int64_t num_rows, const int64_t* row_ids,
                     const float* weight, BFloat16* output);
+  // With deterministic=false by the library, where that suits.
   absl::Status Multiply(const BFloat16* input, const cuda::DeviceMatrix& weight, float* output,
                         int64_t num_rows, bool accumulate = false);
   cuda::DeviceKvCacheLayer KvLayer(int layer) const;
@@ -107,6 +118,7 @@ class CudaDecoder final : public StepDecoder {
   const CudaDecoderOptions options_;
   ExpertExchange* const experts_;
   std::unique_ptr<Buffers> buffers_;
+  std::unique_ptr<cuda::LibraryGemm> library_;             // null: deterministic
   std::map<std::pair<int64_t, int>, cuda::Graph> graphs_;  // by rows and context
   std::vector<const BFloat16*> expert_rows_;
   StepTimes times_;

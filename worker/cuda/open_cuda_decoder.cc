@@ -10,6 +10,7 @@
 #include "common/status_macros.h"
 #include "expert_shard/cuda/memory_budget.h"
 #include "expert_shard/cuda/open_cuda_experts.h"
+#include "kernels/cuda/cublaslt_library.h"
 #include "kernels/cuda/runtime.h"
 #include "model/memory_plan.h"
 #include "worker/cuda/cuda_decoder.h"
@@ -55,6 +56,8 @@ absl::StatusOr<CudaPlan> MakePlan(const DeviceDecoderRequest& request,
   plan.decoder.max_running = request.max_running;
   plan.decoder.max_step_tokens = request.max_step_tokens;
   plan.decoder.programmatic_launch = request.programmatic_launch;
+  plan.decoder.deterministic = request.deterministic;
+  plan.decoder.compute_major = info.compute_major;
   plan.decoder.max_context = config.MaxContext();
   plan.decoder.experts_here = !request.expert_ids.empty();
   plan.decoder.experts_elsewhere = request.experts != nullptr;
@@ -89,6 +92,8 @@ absl::StatusOr<DeviceDecoder> OpenCudaDecoder(const DeviceDecoderRequest& reques
     return errors::OutOfRange("compute capability for programmatic_launch", info.compute_major,
                               "at least 9 (Hopper)");
   }
+  // Before the weights, which take minutes.
+  if (!request.deterministic) RETURN_IF_ERROR(cuda::CublasLtLibrary::Get().status());
   ASSIGN_OR_RETURN(const CudaPlan plan, MakePlan(request, info));
   request.progress(absl::StrCat(info.ToString(), ": ", plan.memory.ToString()));
   const auto progress = [&](size_t done, size_t total) {
@@ -100,7 +105,8 @@ absl::StatusOr<DeviceDecoder> OpenCudaDecoder(const DeviceDecoderRequest& reques
   DeviceDecoder opened;
   if (request.serve_experts) {
     ASSIGN_OR_RETURN(opened.served_experts,
-                     MakeCudaExpertRunner(config, weights.experts, info.ordinal));
+                     MakeCudaExpertRunner(config, weights.experts, info.ordinal,
+                                          !request.deterministic && info.compute_major == 9));
   }
   ASSIGN_OR_RETURN(opened.decoder,
                    CudaDecoder::Create(config, std::move(weights), plan.decoder, request.experts));

@@ -6,6 +6,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "common/check.h"
@@ -65,6 +66,9 @@ struct Thread {
   bool done = true;
   std::vector<Copy> open_copies;
   std::deque<std::vector<Copy>> copy_groups;
+  bool unfenced_copies = false;  // waited for, and not seen by wgmma yet
+  std::vector<std::function<void()>> open_matrices;
+  std::deque<std::vector<std::function<void()>>> matrix_groups;
   unsigned index = 0;
   void* fake_stack = nullptr;
   const void* stack_bottom = nullptr;
@@ -144,7 +148,32 @@ class Machine {
     std::deque<std::vector<Copy>>& groups = threads_[running_]->copy_groups;
     for (; static_cast<int>(groups.size()) > groups_in_flight; groups.pop_front()) {
       for (const Copy& copy : groups.front()) copy.Perform();
+      threads_[running_]->unfenced_copies = true;
     }
+  }
+
+  void IssueMatrix(std::function<void()> multiply) {
+    Thread& self = *threads_[running_];
+    CHECK(!self.unfenced_copies) << kernel_ << ": wgmma may not see copies that were not fenced";
+    if (eager_matrices_) {
+      multiply();
+      multiply = [] {};
+    }
+    self.open_matrices.push_back(std::move(multiply));
+  }
+  void CommitMatrices() {
+    Thread& self = *threads_[running_];
+    self.matrix_groups.push_back(std::exchange(self.open_matrices, {}));
+  }
+  void WaitForMatrices(int groups_in_flight) {
+    auto& groups = threads_[running_]->matrix_groups;
+    for (; static_cast<int>(groups.size()) > groups_in_flight; groups.pop_front()) {
+      for (const auto& multiply : groups.front()) multiply();
+    }
+  }
+  void FenceTiles() { threads_[running_]->unfenced_copies = false; }
+  void Expect(bool condition, const char* what) const {
+    CHECK(condition) << kernel_ << ": " << what;
   }
 
  private:
@@ -176,6 +205,7 @@ class Machine {
     // Opposite orders: what depends on the order in which threads run, fails in one.
     const bool forwards = number % 2 == 0;
     eager_copies_ = number % 2 == 0;
+    eager_matrices_ = number / 2 % 2 == 0;
     block_ = Barrier();
     for (Warp& warp : warps_) warp.barrier = Barrier();
     for (unsigned i = 0; i < num_threads_; ++i) {
@@ -218,7 +248,10 @@ class Machine {
       CHECK(!must_await_ || thread.state.has_awaited)
           << kernel_ << ": may run beside the kernel before it, and does not wait for it";
       CHECK(thread.open_copies.empty()) << kernel_ << ": copies that were never committed";
+      CHECK(thread.open_matrices.empty() && thread.matrix_groups.empty())
+          << kernel_ << ": products that were never waited for";
       thread.copy_groups.clear();
+      thread.unfenced_copies = false;
     }
     return progress;
   }
@@ -289,6 +322,7 @@ class Machine {
   unsigned num_threads_ = 0;
   unsigned running_ = 0;
   bool eager_copies_ = false;
+  bool eager_matrices_ = false;
   bool must_await_ = false;
   context::fiber scheduler_;
   void* scheduler_fake_stack_ = nullptr;
@@ -319,5 +353,10 @@ void CopyAsync(void* shared, const void* global, size_t bytes, bool zero_fill) {
 }
 void CommitCopies() { TheMachine().CommitCopies(); }
 void WaitForCopies(int groups_in_flight) { TheMachine().WaitForCopies(groups_in_flight); }
+void IssueMatrix(std::function<void()> multiply) { TheMachine().IssueMatrix(std::move(multiply)); }
+void CommitMatrices() { TheMachine().CommitMatrices(); }
+void WaitForMatrices(int groups_in_flight) { TheMachine().WaitForMatrices(groups_in_flight); }
+void FenceTiles() { TheMachine().FenceTiles(); }
+void Expect(bool condition, const char* what) { TheMachine().Expect(condition, what); }
 
 }  // namespace conclave::cuda::emulation

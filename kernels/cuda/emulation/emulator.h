@@ -69,6 +69,14 @@ void RunGrid(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes,
 
 inline void NoteAwaited() { current->has_awaited = true; }
 
+// Runs `work` in its turn on the stream that has this handle, or records it: for a library that is
+// given a stream.
+void Enqueue(void* stream, std::function<void()> work);
+
+// From now on every call of the stand-in runtime that enqueues, records or waits fails, as all do
+// after a device's error that sticks; until told otherwise. Any thread, also a signal handler.
+void FailCalls(bool fail);
+
 // Every lane of the warp hands in `bytes` (at most 64) and sees what all 32 handed in: [32][64].
 const unsigned char* ExchangeInWarp(const void* value, size_t bytes, const char* file, int line);
 void WaitForBlock(const char* file, int line);
@@ -78,6 +86,16 @@ void WaitForBlock(const char* file, int line);
 void CopyAsync(void* shared, const void* global, size_t bytes, bool zero_fill);
 void CommitCopies();
 void WaitForCopies(int groups_in_flight);
+
+// wgmma: `multiply` is one thread's part of a product. As with CopyAsync, done when it is issued or
+// not before it is waited for, by the thread block; aborts if the thread's own copies, which it may
+// read, were not fenced, or at the end were never waited for.
+void IssueMatrix(std::function<void()> multiply);
+void CommitMatrices();
+void WaitForMatrices(int groups_in_flight);
+void FenceTiles();
+// Aborts, naming the kernel, unless it holds.
+void Expect(bool condition, const char* what);
 
 template <typename T>
 T FromLane(const unsigned char* slots, unsigned lane) {

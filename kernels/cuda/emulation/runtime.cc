@@ -1,5 +1,6 @@
 #include "kernels/cuda/runtime.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -8,6 +9,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/errors.h"
+#include "common/status_macros.h"
 #include "kernels/cuda/emulation/emulator.h"
 
 // Device memory is heap memory, filled with a pattern so that reading what nobody wrote shows. A
@@ -60,12 +63,23 @@ void* AllocatePoisoned(size_t bytes) {
   return std::memset(data, emulation::kPoison, bytes);
 }
 
+std::atomic<bool> calls_fail{false};
+static_assert(std::atomic<bool>::is_always_lock_free, "set by a signal handler");
+
+absl::Status Works(absl::string_view call) {
+  if (!calls_fail.load()) return absl::OkStatus();
+  return errors::DeviceFailure(
+      absl::StrCat(call, " failed: cudaErrorIllegalAddress, told to by emulation::FailCalls"));
+}
+
 absl::Status EnqueueCopy(void* to, const void* from, size_t bytes, const Stream& stream) {
   if (bytes == 0) return absl::OkStatus();
   return stream.Enqueue([=] { std::memcpy(to, from, bytes); });
 }
 
 }  // namespace
+
+void emulation::FailCalls(bool fail) { calls_fail.store(fail); }
 
 int DeviceCount() { return 1; }
 
@@ -104,13 +118,20 @@ absl::Status Stream::Synchronize() const {
   if (StateOf(*this).recording != nullptr) {
     return absl::InternalError("cudaStreamSynchronize failed: the stream is being recorded");
   }
+  RETURN_IF_ERROR(Works("cudaStreamSynchronize"));
   const std::lock_guard<std::mutex> lock(AllStreams().mutex);
   RunAll(StateOf(*this));
   return absl::OkStatus();
 }
 
 absl::Status Stream::Enqueue(std::function<void()> work) const {
-  StreamState& state = StateOf(*this);
+  RETURN_IF_ERROR(Works("a launch or copy"));
+  emulation::Enqueue(handle_, std::move(work));
+  return absl::OkStatus();
+}
+
+void emulation::Enqueue(void* stream, std::function<void()> work) {
+  StreamState& state = *static_cast<StreamState*>(stream);
   const std::lock_guard<std::mutex> lock(AllStreams().mutex);
   if (state.recording != nullptr) {
     state.recording->push_back(std::move(work));
@@ -118,7 +139,6 @@ absl::Status Stream::Enqueue(std::function<void()> work) const {
     state.waiting.push_back(std::move(work));
     ++state.num_enqueued;
   }
-  return absl::OkStatus();
 }
 
 template <MemoryKind kKind>
@@ -196,11 +216,13 @@ struct Mark {
 absl::StatusOr<Event> Event::Create() { return Event(new Mark); }
 Event::~Event() { delete static_cast<Mark*>(handle_); }
 absl::Status Event::Record(const Stream& stream) const {
+  RETURN_IF_ERROR(Works("cudaEventRecord"));
   const std::lock_guard<std::mutex> lock(AllStreams().mutex);
   *static_cast<Mark*>(handle_) = {&StateOf(stream), StateOf(stream).num_enqueued};
   return absl::OkStatus();
 }
 absl::Status Event::Synchronize() const {
+  RETURN_IF_ERROR(Works("cudaEventSynchronize"));
   const Mark& mark = *static_cast<Mark*>(handle_);
   const std::lock_guard<std::mutex> lock(AllStreams().mutex);
   if (mark.stream != nullptr) RunUntil(*mark.stream, mark.num_enqueued);

@@ -79,6 +79,34 @@ TEST_F(CudaLinearTest, BothKernelsMatchReferenceAndEachOther) {
   }
 }
 
+// Features around 64, 128 and 256, k around 16, 64 and the stages under way, rows around 8 and 128.
+TEST_F(CudaLinearTest, WgmmaIsNearToTheOthers) {
+  ASSERT_OK_AND_ASSIGN(const DeviceInfo info, QueryDevice(0));
+  if (info.compute_major != 9) GTEST_SKIP() << "SKIPPED: needs a Hopper GPU";
+  for (const WeightFormat format : {WeightFormat::kBf16, WeightFormat::kFp8Block128}) {
+    for (const auto& [out, in] : {std::pair<int64_t, int64_t>{1, 32},
+                                  {63, 64},
+                                  {65, 96},
+                                  {130, 352},
+                                  {257, 160},
+                                  {513, 544}}) {
+      const DeviceMatrix weight = Upload(RandomMatrices(format, 1, out, in, FreshSeed(out * in)));
+      for (const int64_t rows : {0, 1, 9, 127, 130}) {
+        const std::vector<BFloat16> input = RandomBf16(rows * in, FreshSeed(rows));
+        const std::vector<float> residual = RandomNormal(rows * out, FreshSeed(3));
+        for (const std::vector<float>* const onto :
+             {static_cast<const std::vector<float>*>(nullptr), &residual}) {
+          // As above: the same terms, in another order.
+          EXPECT_THAT(
+              Multiply(input, weight, GemmKernel::kWgmma, onto),
+              Pointwise(FloatNear(8e-5f), Multiply(input, weight, GemmKernel::kSkinny, onto)))
+              << out << " x " << in << ", " << rows << " rows";
+        }
+      }
+    }
+  }
+}
+
 TEST_F(CudaLinearTest, ARowDoesNotDependOnTheOthers) {
   const int64_t out = 48, in = 320;
   const DeviceMatrix weight = Upload(RandomMatrices(WeightFormat::kBf16, 1, out, in, FreshSeed(1)));
@@ -115,7 +143,9 @@ TEST_F(CudaLinearTest, EveryFp8ValueIsWidenedToTheSameBits) {
   const DeviceMatrix weight = Upload(host);
   std::vector<BFloat16> input(32 * 32);
   for (int i = 0; i < 32; ++i) input[i * 32 + i] = ToBFloat16(1);
-  for (const GemmKernel kernel : {GemmKernel::kSkinny, GemmKernel::kTiled}) {
+  ASSERT_OK_AND_ASSIGN(const DeviceInfo info, QueryDevice(0));
+  for (const GemmKernel kernel : {GemmKernel::kSkinny, GemmKernel::kTiled, GemmKernel::kWgmma}) {
+    if (kernel == GemmKernel::kWgmma && info.compute_major != 9) continue;
     const std::vector<float> actual = Multiply(input, weight, kernel);
     for (int row = 0; row < 256; ++row) {
       const float expected =
@@ -135,7 +165,7 @@ class CudaExpertFfnTest : public CudaLinearTest {
 
   std::vector<BFloat16> Run(const std::vector<BFloat16>& hidden_states, const Pairs& pairs,
                             const HostMatrices& gate_up, const HostMatrices& down,
-                            GemmKernel kernel, int64_t slack = 0) {
+                            GemmKernel kernel, int64_t slack = 0, bool may_use_wgmma = false) {
     const auto num_pairs = static_cast<int64_t>(pairs.rows.size());
     const int64_t max_pairs = num_pairs + slack;
     BFloat16* const out = Empty<BFloat16>(max_pairs * gate_up.in_features);
@@ -147,13 +177,15 @@ class CudaExpertFfnTest : public CudaLinearTest {
                          .intermediate = Empty<BFloat16>(max_pairs * down.in_features),
                          .output = out,
                          .max_pairs = max_pairs,
-                         .kernel = kernel},
+                         .kernel = kernel,
+                         .may_use_wgmma = may_use_wgmma},
                         stream()));
     return Download(out, num_pairs * gate_up.in_features);
   }
 };
 
-TEST_F(CudaExpertFfnTest, BothKernelsMatchReferenceAndEachOther) {
+TEST_F(CudaExpertFfnTest, KernelsMatchReferenceAndEachOther) {
+  ASSERT_OK_AND_ASSIGN(const DeviceInfo info, QueryDevice(0));
   struct Case {
     WeightFormat format;
     int64_t hidden, width;
@@ -162,6 +194,9 @@ TEST_F(CudaExpertFfnTest, BothKernelsMatchReferenceAndEachOther) {
   for (const Case& c :
        {Case{WeightFormat::kBf16, 64, 32, {0, 1, 0, 9}}, Case{WeightFormat::kBf16, 96, 160, {70}},
         Case{WeightFormat::kBf16, 32, 64, {0, 0, 0}},
+        // More features, rows and k than one thread block of wgmma has.
+        Case{WeightFormat::kBf16, 288, 160, {130, 0, 3}},
+        Case{WeightFormat::kFp8Block128, 288, 256, {130, 0, 3}},
         Case{WeightFormat::kFp8Block128, 160, 128, {3, 0, 17, 66, 1}},
         // More experts than a warp has lanes: the search for a tile takes a second round.
         Case{WeightFormat::kBf16, 32, 32, std::vector<int>(40, 2)}}) {
@@ -207,6 +242,19 @@ TEST_F(CudaExpertFfnTest, BothKernelsMatchReferenceAndEachOther) {
     EXPECT_TRUE(SameBits(Run(hidden_states, pairs, gate_up, down, GemmKernel::kTiled), skinny));
     // A launch for more pairs than there are, as a graph's bucket makes it.
     EXPECT_TRUE(SameBits(Run(hidden_states, pairs, gate_up, down, GemmKernel::kAuto, 50), skinny));
+    if (info.compute_major != 9) continue;
+    const std::vector<BFloat16> wgmma =
+        Run(hidden_states, pairs, gate_up, down, GemmKernel::kWgmma);
+    EXPECT_TRUE(NearBf16(wgmma, expected, 4e-3f)) << c.hidden << " x " << c.width;
+    // What is chosen for 65 pairs an expert, if it may be.
+    const int64_t slack = 65 * num_experts - static_cast<int64_t>(pairs.rows.size());
+    if (slack < 0) continue;
+    EXPECT_TRUE(
+        SameBits(Run(hidden_states, pairs, gate_up, down, GemmKernel::kAuto, slack, true), wgmma));
+    if (slack > 0) {
+      EXPECT_TRUE(SameBits(
+          Run(hidden_states, pairs, gate_up, down, GemmKernel::kAuto, slack - 1, true), skinny));
+    }
   }
 }
 
