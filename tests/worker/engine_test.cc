@@ -5,6 +5,7 @@
 
 #include <numeric>
 
+#include "absl/synchronization/notification.h"
 #include "tests/support/test_worker.h"
 
 namespace conclave {
@@ -151,14 +152,23 @@ TEST_F(EngineTest, ThinkingBudgetForcesOneChunkAndIsCounted) {
               HasSubstr("conclave_worker_thinking_ended_total{ended_by=\"budget\"} 1"));
 }
 
+// Takes a few ids, and the rest when it is told to: an engine is too quick to be caught in flight.
+class HeldSink : public CollectingSink {
+ public:
+  bool Writable() const override { return go.HasBeenNotified() || ids().size() < 5; }
+  absl::Notification go;
+};
+
 TEST_F(EngineTest, ControlEndsThinkingInFlight) {
   TestWorker worker(Dense());
   v1::TokenRequest request = MixedRequests()[3];
   request.set_max_tokens(3000);
   request.mutable_thinking()->set_budget(-1);
-  const auto sink = worker.Submit(request);
+  const auto sink = std::make_shared<HeldSink>();
+  ASSERT_OK(worker.engine().Submit(request, absl::InfiniteFuture(), sink));
   ASSERT_TRUE(sink->WaitForIds(5));
   ASSERT_OK(worker.engine().FinishThinking("r3"));
+  sink->go.Notify();
   const auto forced = [&] {
     for (const v1::TokenEvent& event : sink->events()) {
       if (event.num_forced() > 0) return event.thinking().ended_by() == v1::THINKING_END_CLIENT;
