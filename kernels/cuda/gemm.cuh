@@ -3,9 +3,10 @@
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/platform.cuh"
 
-// What the skinny and the tiled kernel share: which operand lies in which register, in what order k
-// is summed, which rows a thread block computes. Weights are operand A of an mma (16 output
-// features), activations operand B (8 rows).
+// What the kernels of products share: which rows a thread block computes, where results go, how a
+// variant is launched; and of the skinny and the tiled one, which operand lies in which register
+// and in what order k is summed. Weights are operand A of an mma (16 output features), activations
+// operand B (8 rows).
 //
 // A lane holds 8 neighbouring values of k, which it loads at once: of a chunk of 32 k, lane 4 g + t
 // those from 8 t. An mma sums over k and does not ask which k they are, so that one of a pair of
@@ -132,6 +133,27 @@ inline int64_t MaxRowTiles(int64_t max_rows, int num_groups, int tile_rows) {
   const int64_t ragged = max_rows / tile_rows + num_groups;
   const int64_t tiles = num_groups == 1 ? whole : ragged;
   return tiles < max_rows ? tiles : max_rows;
+}
+
+// Thread blocks of a kernel, each for tile_rows rows and block_features outputs: with SwiGLU half
+// as many, of which it computes gate and up.
+inline dim3 GemmGrid(const GemmArgs& args, bool swiglu, int64_t block_features, int tile_rows,
+                     int64_t max_rows) {
+  const int64_t halves = swiglu ? 2 : 1;
+  const int64_t width = args.out_features / halves, features = block_features / halves;
+  return dim3(static_cast<unsigned>((width + features - 1) / features),
+              static_cast<unsigned>(MaxRowTiles(max_rows, args.num_groups, tile_rows)));
+}
+
+// launch.operator()<kFormat, kSwiGlu>() of what is known only when it is called.
+template <typename LaunchFn>
+absl::Status LaunchVariant(WeightFormat format, bool swiglu, LaunchFn launch) {
+  if (format == WeightFormat::kBf16) {
+    return swiglu ? launch.template operator()<WeightFormat::kBf16, true>()
+                  : launch.template operator()<WeightFormat::kBf16, false>();
+  }
+  return swiglu ? launch.template operator()<WeightFormat::kFp8Block128, true>()
+                : launch.template operator()<WeightFormat::kFp8Block128, false>();
 }
 
 }  // namespace conclave::cuda

@@ -165,12 +165,9 @@ absl::Status LaunchForRows(const GemmArgs& args, int64_t max_rows, const Stream&
 
 absl::Status LaunchSkinnyGemm(const GemmArgs& args, WeightFormat format, bool swiglu,
                               int64_t max_rows, const Stream& stream) {
-  if (format == WeightFormat::kBf16) {
-    return swiglu ? LaunchForRows<WeightFormat::kBf16, true>(args, max_rows, stream)
-                  : LaunchForRows<WeightFormat::kBf16, false>(args, max_rows, stream);
-  }
-  return swiglu ? LaunchForRows<WeightFormat::kFp8Block128, true>(args, max_rows, stream)
-                : LaunchForRows<WeightFormat::kFp8Block128, false>(args, max_rows, stream);
+  return LaunchVariant(format, swiglu, [&]<WeightFormat kFormat, bool kSwiGlu>() {
+    return LaunchForRows<kFormat, kSwiGlu>(args, max_rows, stream);
+  });
 }
 
 }  // namespace conclave::cuda

@@ -186,10 +186,7 @@ __global__ void __launch_bounds__(kThreads, 1) WgmmaGemmKernel(const GemmArgs ar
 
 template <WeightFormat kFormat, bool kSwiGlu>
 absl::Status LaunchOne(const GemmArgs& args, int64_t max_rows, const Stream& stream) {
-  const int64_t width = kSwiGlu ? args.out_features / 2 : args.out_features;
-  const int64_t features = kSwiGlu ? kFeatures / 2 : kFeatures;
-  const dim3 grid(static_cast<unsigned>((width + features - 1) / features),
-                  static_cast<unsigned>(MaxRowTiles(max_rows, args.num_groups, kRows)));
+  const dim3 grid = GemmGrid(args, kSwiGlu, kFeatures, kRows, max_rows);
   return Launch("WgmmaGemm", WgmmaGemmKernel<kFormat, kSwiGlu>, grid, kThreads,
                 kSharedBytes<kFormat>, stream, args);
 }
@@ -198,12 +195,9 @@ absl::Status LaunchOne(const GemmArgs& args, int64_t max_rows, const Stream& str
 
 absl::Status LaunchWgmmaGemm(const GemmArgs& args, WeightFormat format, bool swiglu,
                              int64_t max_rows, const Stream& stream) {
-  if (format == WeightFormat::kBf16) {
-    return swiglu ? LaunchOne<WeightFormat::kBf16, true>(args, max_rows, stream)
-                  : LaunchOne<WeightFormat::kBf16, false>(args, max_rows, stream);
-  }
-  return swiglu ? LaunchOne<WeightFormat::kFp8Block128, true>(args, max_rows, stream)
-                : LaunchOne<WeightFormat::kFp8Block128, false>(args, max_rows, stream);
+  return LaunchVariant(format, swiglu, [&]<WeightFormat kFormat, bool kSwiGlu>() {
+    return LaunchOne<kFormat, kSwiGlu>(args, max_rows, stream);
+  });
 }
 
 }  // namespace conclave::cuda

@@ -1,19 +1,14 @@
 // conclave-worker as a process: what a probe is told while it drains.
 
 #include <signal.h>
-#include <spawn.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <cstdio>
-#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
-#include <vector>
 
 #include "proto/conclave/v1/worker.grpc.pb.h"
 #include "rpc/channel.h"
 #include "rpc/server_runner.h"
+#include "tests/support/child_process.h"
 #include "tests/support/raw_call.h"
 #include "tests/support/test_worker.h"
 
@@ -22,56 +17,12 @@ namespace {
 
 using testing::HasSubstr;
 
-class WorkerProcess {
- public:
-  explicit WorkerProcess(std::vector<std::string> args) {
-    args.insert(args.begin(), CONCLAVE_BIN_DIR "/conclave-worker");
-    std::vector<char*> argv;
-    for (std::string& arg : args) argv.push_back(arg.data());
-    argv.push_back(nullptr);
-    int out[2];
-    CHECK_EQ(pipe(out), 0);
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_adddup2(&actions, out[1], STDOUT_FILENO);
-    posix_spawn_file_actions_addclose(&actions, out[0]);
-    CHECK_EQ(posix_spawn(&pid_, argv[0], &actions, nullptr, argv.data(), environ), 0);
-    posix_spawn_file_actions_destroy(&actions);
-    close(out[1]);
-    stdout_ = fdopen(out[0], "r");
-  }
-  ~WorkerProcess() {
-    if (pid_ > 0) {
-      kill(pid_, SIGKILL);
-      Wait();
-    }
-    std::fclose(stdout_);
-  }
-
-  // The next line of stdout as JSON; null at its end.
-  nlohmann::json NextLine() {
-    char line[4096];
-    if (std::fgets(line, sizeof(line), stdout_) == nullptr) return nullptr;
-    return nlohmann::json::parse(line, nullptr, false);
-  }
-  void Terminate() { kill(pid_, SIGTERM); }
-  int Wait() {
-    int status = 0;
-    waitpid(pid_, &status, 0);
-    pid_ = -1;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  }
-
- private:
-  pid_t pid_ = -1;
-  FILE* stdout_ = nullptr;
-};
-
 TEST(WorkerProcessTest, WhileItDrainsItIsAliveAndNotReady) {
   TempDir dir;
   ASSERT_OK(WriteSyntheticCheckpoint(TinyDenseConfig(), dir.path() + "/dense"));
-  WorkerProcess worker({"--model", dir.path() + "/dense", "--listen", "127.0.0.1:0", "--threads",
-                        "1", "--kv_cache_tokens", "8192", "--drain_seconds", "600"});
+  ChildProcess worker("conclave-worker", dir.File("stderr"),
+                      {"--model", dir.path() + "/dense", "--listen", "127.0.0.1:0", "--threads",
+                       "1", "--kv_cache_tokens", "8192", "--drain_seconds", "600"});
   const nlohmann::json listening = worker.NextLine();
   ASSERT_EQ(listening.value("event", ""), "listening");
   ASSERT_EQ(worker.NextLine().value("event", ""), "ready");
@@ -85,7 +36,7 @@ TEST(WorkerProcessTest, WhileItDrainsItIsAliveAndNotReady) {
   const auto running = stub->Generate(&context, MakeRequest("running", 3, 4000));
   v1::TokenEvent event;
   ASSERT_TRUE(running->Read(&event));
-  worker.Terminate();
+  worker.Signal(SIGTERM);
   const absl::Time give_up = absl::Now() + absl::Seconds(60);
   while (Health(MakeChannel(target)) != kNotServing && absl::Now() < give_up) continue;
   EXPECT_EQ(Health(MakeChannel(target)), kNotServing);
